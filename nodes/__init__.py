@@ -1,0 +1,13 @@
+"""ComfyUI layer: schemas and thin execute methods, no maths."""
+
+
+def all_nodes():
+    """Every node class of the pack, in menu order."""
+    from .apply import ApplyMask
+    from .compare import Compare
+    from .demo import DemoModel
+    from .learn import LearnMask
+    from .maskio import LoadMask, SaveMask
+    from .score import DemoScore
+
+    return [LearnMask, ApplyMask, Compare, LoadMask, SaveMask, DemoModel, DemoScore]

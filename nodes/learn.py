@@ -1,0 +1,128 @@
+"""Learn Memorization Mask."""
+
+import hashlib
+import logging
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from .. import testbed  # noqa: F401  (its prompts are one of the bundled lists)
+from ..testbed.evaluate import learning_prompts
+from ..uniforget import __version__, config
+from ..uniforget.errors import SettingError
+from ..uniforget.hosts import comfy as host
+from ..uniforget.learn import Progress, Settings
+from ..uniforget.maskset import MaskInfo
+from ..uniforget.prompts import neutral_prompts
+from ..uniforget.sites import target_kinds
+from .apply import summary
+from .demo import TestbedModel
+from .inputs import CATEGORY, MaskType, to_input
+from .picture import curve_picture
+
+
+def read_prompts(text, model):
+    """Prompts of a multiline text, one a line; empty means the bundled list that fits the model."""
+    lines = [line.strip() for line in text.splitlines()]
+    prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    if prompts:
+        return prompts
+    return learning_prompts() if isinstance(model.model, TestbedModel) else neutral_prompts()
+
+
+class LearnMask(io.ComfyNode):
+    """Learns which parts of a model only serve memorized pictures, from neutral prompts alone."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UniForgetLearn",
+            display_name="Learn Memorization Mask",
+            category=CATEGORY,
+            description=(
+                "Finds the few parts of the model that neutral prompts do not need: that is where memorized pictures live. "
+                "You never name what should be forgotten. Learn once, save the mask, and use it at any strength."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The model to learn a mask for. It is not changed."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                *(to_input(p) for p in config.LEARN),
+            ],
+            outputs=[
+                MaskType.Output(id="mask", display_name="mask", tooltip="Apply it, or save it."),
+                io.Image.Output(id="curve", display_name="curve", tooltip="How learning went: loss and share switched off."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, **values):
+        for param in config.LEARN:
+            param.check(values[param.name])
+        prompts = read_prompts(values["prompts"], model)
+        preset = values["preset"]
+        beta = config.PRESETS.get(preset, values["beta"])
+        settings = Settings(
+            beta=beta,
+            steps=values["steps"],
+            learning_rate=values["learning_rate"],
+            batch=values["batch"],
+            cfg=values["cfg"],
+            seed=values["seed"],
+            objective=values["objective"],
+        )
+        info = MaskInfo(
+            family="",
+            base="",
+            base_name=getattr(model, "cached_patcher_init", None) and "" or type(model.model).__name__,
+            method=settings.objective,
+            beta=beta,
+            preset=preset,
+            targets=target_kinds(values["targets"]),
+            prompts_hash=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+            seed=settings.seed,
+            version=__version__,
+        )
+        encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
+        negative = encode("")
+        positive = [encode(p) for p in prompts]
+        latent = _empty_latent(model, values["width"], values["height"])
+        sampling = model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", values["sampling_steps"])
+        bar = comfy.utils.ProgressBar(settings.steps)
+        curve: list[Progress] = []
+
+        def report(progress):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if progress.stage == "teacher":
+                bar.update_absolute(0, settings.steps)
+                return
+            curve.append(progress)
+            show = progress.step % max(1, settings.steps // 40) == 0
+            preview = ("JPEG", curve_picture(curve, settings.steps), 512) if show else None
+            bar.update_absolute(progress.step, settings.steps, preview)
+
+        result = host.learn_mask(model, positive, negative, latent, sigmas, target_kinds(values["targets"]), settings, info, report)
+        logging.info("UniForget: %s", summary(result.mask))
+        picture = torch.from_numpy(_array(curve_picture(result.curve, settings.steps)))[None]
+        return io.NodeOutput(result.mask, picture)
+
+
+def _array(image):
+    import numpy as np
+
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+
+
+def _empty_latent(model, width, height):
+    """Empty latent (1, channels, h, w) that the model takes for pictures of this size."""
+    form = model.get_model_object("latent_format")
+    shrink = getattr(form, "spacial_downscale_ratio", None) or (1 if isinstance(form, comfy.latent_formats.ChromaRadiance) else 8)
+    if width % shrink or height % shrink:
+        raise SettingError(f"width and height: expected multiples of {shrink} for this model; found {width} x {height}.")
+    latent = torch.zeros(1, form.latent_channels, height // shrink, width // shrink)
+    return comfy.sample.fix_empty_latent_channels(model, latent)

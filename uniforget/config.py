@@ -1,0 +1,188 @@
+"""Every setting that users see, defined once: name, default, range and what to tell them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import SettingError
+
+PRESETS = {"weak": 1.0, "medium": 2.0, "strong": 5.0}
+
+
+@dataclass(frozen=True)
+class Param:
+    """One setting.
+
+    Attributes:
+        kind: "float", "int", "bool", "choice" or "text".
+        minimum, maximum: inclusive range of numbers.
+        step: what one click changes; an integer must also be ``minimum`` plus a multiple of it.
+        choices: what a "choice" may be.
+        advanced: whether it can be hidden from beginners.
+    """
+
+    name: str
+    default: Any
+    tooltip: str
+    kind: str
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] = ()
+    advanced: bool = False
+
+    def check(self, value: Any) -> Any:
+        """`value` as this setting's type.
+
+        Raises:
+            SettingError: it has another type or is out of range.
+        """
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        valid = {
+            "float": number,
+            "int": number and value == int(value),
+            "bool": isinstance(value, bool),
+            "choice": isinstance(value, str) and value in self.choices,
+            "text": isinstance(value, str),
+        }[self.kind]
+        if valid and self.kind in ("float", "int"):
+            valid = (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
+            if valid and self.kind == "int":
+                value = int(value)
+                valid = self.step is None or (value - int(self.minimum or 0)) % int(self.step) == 0
+            elif valid:
+                value = float(value)
+        if not valid:
+            raise SettingError(f"Setting {self.name!r}: expected {self.expected()}; found {value!r}.")
+        return value
+
+    def expected(self) -> str:
+        """The range in words, for messages."""
+        if self.kind == "choice":
+            return "one of " + ", ".join(f"{c!r}" for c in self.choices)
+        if self.kind == "bool":
+            return "True or False"
+        if self.kind == "text":
+            return "text"
+        words = "a whole number" if self.kind == "int" else "a number"
+        if self.minimum is not None and self.maximum is not None:
+            words += f" from {self.minimum:.17g} to {self.maximum:.17g}"
+        if self.kind == "int" and self.step not in (None, 1):
+            words += f" in steps of {self.step:g}"
+        return words
+
+
+def _table(*params: Param) -> dict[str, Param]:
+    return {p.name: p for p in params}
+
+
+LEARN = _table(
+    Param(
+        "preset",
+        "medium",
+        "How much to forget. Weak is careful, medium suits most models, strong forgets the most and may cost some quality. "
+        "Custom uses the beta below.",
+        "choice",
+        choices=(*PRESETS, "custom"),
+    ),
+    Param(
+        "beta",
+        2.0,
+        "How hard the mask is pushed to switch things off. Only used when the preset is custom: "
+        + ", ".join(f"{name} is {beta:g}" for name, beta in PRESETS.items())
+        + ".",
+        "float",
+        0.0,
+        100.0,
+        0.1,
+    ),
+    Param(
+        "targets",
+        "ffn + norm",
+        "Which parts of the model may be switched off: neurons (ffn), modulation channels (norm), attention heads (attn). "
+        "'ffn + norm' forgets best at the least cost.",
+        "choice",
+        choices=("ffn + norm", "ffn", "ffn + norm + attn", "norm", "attn"),
+        advanced=True,
+    ),
+    Param("steps", 400, "How long to learn. More steps give a cleaner mask and take proportionally longer.", "int", 1, 20000, 1),
+    Param(
+        "learning_rate",
+        0.1,
+        "How fast the mask may change. Lower it if the loss picture jumps up and down; raise it if the mask stays almost empty.",
+        "float",
+        0.0001,
+        5.0,
+        0.0001,
+        advanced=True,
+    ),
+    Param("batch", 16, "How many pictures are compared at once. Lower it if you run out of memory.", "int", 1, 256, 1),
+    Param(
+        "sampling_steps",
+        8,
+        "Sampling steps of the pictures that the model must still draw the same. More is closer to your real work and slower.",
+        "int",
+        1,
+        50,
+        1,
+        advanced=True,
+    ),
+    Param(
+        "cfg",
+        3.0,
+        "Guidance (CFG) while learning. Use about what you generate with; 1 for models that need no guidance.",
+        "float",
+        0.0,
+        30.0,
+        0.1,
+    ),
+    Param("width", 512, "Width of the pictures used for learning. Smaller is faster and needs less memory.", "int", 64, 2048, 8),
+    Param("height", 512, "Height of the pictures used for learning. Smaller is faster and needs less memory.", "int", 64, 2048, 8),
+    Param("seed", 0, "Same seed and settings on the same machine, same mask.", "int", 0, 2**64 - 1, 1),
+    Param(
+        "objective",
+        "stepwise",
+        "What is compared while learning. Stepwise compares single steps: fast, little memory. Trajectory compares finished "
+        "pictures, as in the paper: several times slower.",
+        "choice",
+        choices=("stepwise", "trajectory"),
+        advanced=True,
+    ),
+)
+
+APPLY = _table(
+    Param(
+        "strength",
+        1.0,
+        "How much of the mask to use. 1 forgets all that the mask was made to forget, 0 leaves the model exactly as it was.",
+        "float",
+        0.0,
+        1.0,
+        0.01,
+    ),
+    *(
+        Param(
+            f"strength_{kind}",
+            1.0,
+            f"How much of the mask to use on {what} ({kind}). Multiplies the strength above; 0 leaves them alone.",
+            "float",
+            0.0,
+            1.0,
+            0.01,
+            advanced=True,
+        )
+        for kind, what in (("ffn", "neurons"), ("norm", "modulation channels"), ("attn", "attention heads"))
+    ),
+)
+
+
+def resolve_beta(preset: str, beta: float) -> float:
+    """The beta to learn with: the preset's, or `beta` for the preset "custom".
+
+    Raises:
+        SettingError: either is out of range.
+    """
+    preset = LEARN["preset"].check(preset)
+    return LEARN["beta"].check(PRESETS.get(preset, beta))

@@ -1,0 +1,236 @@
+"""ComfyUI: apply masks through its own weight patching, and learn them inside its sampling machinery.
+
+Works on 0.3.75 and later. Nothing here touches a model in place except :func:`_thaw`, which swaps inference tensors for
+ordinary ones of the same values so that gradients can pass through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import comfy.model_management
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.weight_adapter
+import torch
+from torch import nn
+
+from ..archs import Family
+from ..errors import MismatchError
+from ..fingerprint import fingerprint
+from ..fold import factors
+from ..gates import gated  # noqa: F401  (re-exported for tests that gate a ComfyUI model by hooks)
+from ..learn import Progress, Result, Settings, learn
+from ..maskset import MaskInfo, MaskSet
+from ..sites import Site, find_sites, match_sites
+
+PREFIX = "diffusion_model."
+ATTACHMENT = "uniforget"
+
+
+class MaskAdapter(comfy.weight_adapter.WeightAdapterBase):
+    """One weight's factors as a ComfyUI patch: multiplies in place, after whatever was patched before it.
+
+    ``weights`` holds one float32 tensor that broadcasts against the weight: (1, in) for columns, (out, 1) for rows, (out,)
+    for a bias. ComfyUI rebuilds adapters from ``(loaded_keys, weights)``, so nothing is kept elsewhere.
+    """
+
+    name = "uniforget"
+
+    def __init__(self, loaded_keys, weights):
+        self.loaded_keys = loaded_keys
+        self.weights = weights
+
+    def calculate_weight(
+        self, weight, key, strength, strength_model, offset, function, intermediate_dtype=torch.float32, original_weight=None
+    ):
+        factor = self.weights[0].to(weight.device, weight.dtype)
+        if strength != 1.0:
+            factor = 1 - strength * (1 - factor)
+        return weight.mul_(factor)
+
+
+def shapes(patcher) -> dict[str, tuple[int, ...]]:
+    """Weight name relative to the diffusion model -> shape."""
+    return {name: tuple(p.shape) for name, p in patcher.model.diffusion_model.named_parameters()}
+
+
+def sites_of(patcher, kinds: Iterable[str] = ("ffn", "norm", "attn")) -> tuple[Family, list[Site]]:
+    """Family and sites of a ModelPatcher's model.
+
+    Raises:
+        FamilyError: the family is unknown.
+    """
+    return find_sites(shapes(patcher), kinds)
+
+
+def base_fingerprint(patcher, sites: list[Site]) -> str:
+    """Fingerprint of the model without its patches (LoRAs, masks), wherever its weights are now."""
+    parameters = dict(patcher.model.named_parameters())
+    weights = {}
+    for site in sites:
+        key = PREFIX + site.weight
+        backup = patcher.backup.get(key)
+        weights[site.path] = parameters[key] if backup is None else backup.weight
+    return fingerprint(weights, sites)
+
+
+def apply_mask(patcher, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[str, float] | None = None):
+    """A clone of the ModelPatcher that computes with the mask at `strength`; the original is untouched.
+
+    Patches apply in order: LoRAs loaded before this are masked, LoRAs after it are not.
+
+    Raises:
+        FamilyError: the model's family is unknown.
+        MismatchError: the mask is not for this model, or ComfyUI did not take every patch.
+    """
+    family, sites = sites_of(patcher)
+    scale = factors(mask, strength, per_kind)
+    present = shapes(patcher)
+    patches = {}
+    for site in match_sites(mask, family, sites):
+        factor = scale.get(site.path)
+        if factor is None:
+            continue
+        spread = site.spread(factor)
+        patches[PREFIX + site.weight] = MaskAdapter(set(), (spread[None, :] if site.axis == "in" else spread[:, None],))
+        if site.axis == "out" and site.bias in present:
+            patches[PREFIX + site.bias] = MaskAdapter(set(), (spread,))
+    clone = patcher.clone()
+    if patches:
+        landed = set(clone.add_patches(patches))
+        lost = [key for key in patches if key not in landed]
+        if lost:
+            raise MismatchError(
+                f"ComfyUI took {len(landed)} of the mask's {len(patches)} weight patches; the first it refused is {lost[0]}. "
+                "Another node may have replaced parts of this model: apply the mask before that node."
+            )
+    clone.set_attachments(ATTACHMENT, [*applied(patcher), {"mask": mask.digest(), "strength": strength}])
+    return clone
+
+
+def applied(patcher) -> list[dict]:
+    """Masks applied to this model so far, in order: ``{"mask": digest, "strength": float}``."""
+    return list(patcher.get_attachment(ATTACHMENT) or [])
+
+
+def _thaw(module: nn.Module) -> None:
+    """Replace inference-mode parameters and buffers by ordinary copies, one module at a time so that memory stays flat.
+
+    ComfyUI loads models under ``torch.inference_mode()``; autograd refuses such tensors, and only replacing them helps.
+    """
+    with torch.inference_mode(False):
+        for part in module.modules():
+            for name, parameter in list(part._parameters.items()):
+                if parameter is not None and parameter.is_inference():
+                    part._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
+            for name, buffer in list(part._buffers.items()):
+                if buffer is not None and buffer.is_inference():
+                    part._buffers[name] = buffer.clone()
+
+
+def _thawed(value):
+    """Clone inference tensors inside a condition's value (tensor, list of tensors or anything else)."""
+    if torch.is_tensor(value):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, list):
+        return [_thawed(v) for v in value]
+    return value
+
+
+class _Loaded:
+    """A loaded ComfyUI model as :class:`uniforget.learn.Model`."""
+
+    def __init__(self, guider, sites: list[Site], sigmas: torch.Tensor, latent: torch.Tensor, prompts: int, model_options):
+        self.model = guider.inner_model
+        self.sites = sites
+        modules = dict(self.model.diffusion_model.named_modules())
+        self.modules = {site.path: modules[site.path] for site in sites}
+        self.sigmas = sigmas.detach().clone().float()
+        self.prompts = prompts
+        self.latent = latent.detach().clone()
+        self.options = dict(model_options.get("transformer_options", {}))
+        positive = [self._conditions(c) for c in guider.conds["positive"]]
+        self.conditions = [*positive, self._conditions(guider.conds["negative"][0])]
+
+    @staticmethod
+    def _conditions(cond):
+        out = {}
+        for name, value in cond["model_conds"].items():
+            out[name] = value.process_cond(batch_size=1, area=None)
+            out[name].cond = _thawed(out[name].cond)
+        return out
+
+    def initial(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        shape = (count, *self.latent.shape[1:])
+        noise = torch.randn(shape, generator=generator).to(self.sigmas.device)
+        latent = self.latent.expand(shape)
+        return self.model.model_sampling.noise_scaling(self.sigmas[0], noise, latent, True)
+
+    def denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        first, *others = (self.conditions[i] for i in which)
+        inputs = {name: value.concat([o[name] for o in others]) for name, value in first.items()}
+        options = {**self.options, "cond_or_uncond": [int(i == -1) for i in which], "sigmas": sigma[:1]}
+        return self.model.apply_model(x, sigma, **inputs, transformer_options=options)
+
+
+class _LearnSampler(comfy.samplers.Sampler):
+    """Runs learning where ComfyUI runs sampling: the model is loaded, patched and on its device."""
+
+    def __init__(self, run: Callable[..., Result]):
+        self.run = run
+        self.result: Result | None = None
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        with torch.inference_mode(False), torch.enable_grad():
+            _thaw(model_wrap.inner_model)
+            self.result = self.run(model_wrap, sigmas, latent_image.clone(), extra_args["model_options"])
+        return latent_image
+
+
+def learn_mask(
+    patcher,
+    positive: list,
+    negative,
+    latent: torch.Tensor,
+    sigmas: torch.Tensor,
+    kinds: tuple[str, ...],
+    settings: Settings,
+    info: MaskInfo,
+    report: Callable[[Progress], None],
+) -> Result:
+    """Learn a mask for a ModelPatcher inside ComfyUI.
+
+    Args:
+        positive: one conditioning per prompt; `negative`: one conditioning.
+        latent: empty latent (1, ...) of the picture size to learn at.
+        sigmas: the sampling steps, descending to 0.
+
+    Raises:
+        FamilyError, LearnError: see :func:`uniforget.learn.learn`; ComfyUI's interrupt passes through unchanged.
+    """
+    family, everything = sites_of(patcher)
+    sites = [s for s in everything if s.kind in kinds]
+    info = MaskInfo(**{**vars(info), "family": family.name, "base": base_fingerprint(patcher, everything)})
+
+    def run(guider, sigmas, latent, model_options):
+        model = _Loaded(guider, sites, sigmas, latent, len(positive), model_options)
+        return learn(model, settings, info, report)
+
+    guider = comfy.samplers.CFGGuider(patcher)
+    guider.set_conds([entry for conditioning in positive for entry in conditioning[:1]], negative)
+    sampler = _LearnSampler(run)
+    # Newer versions pick differentiable code paths by this flag.
+    management = comfy.model_management
+    had = getattr(management, "in_training", None)
+    if had is not None:
+        management.in_training = True
+    try:
+        noise = torch.zeros_like(latent)
+        guider.sample(noise.expand(settings.batch, *noise.shape[1:]), latent.expand(settings.batch, *latent.shape[1:]), sampler, sigmas)
+    finally:
+        if had is not None:
+            management.in_training = had
+    assert sampler.result is not None
+    return sampler.result
