@@ -26,7 +26,7 @@ class ApplyMask(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that should forget. LoRA loaders belong before this node."),
                 MaskType.Input("mask", tooltip="From Learn or Load Memorization Mask; must fit this model's family."),
-                *(to_input(p) for p in config.APPLY),
+                *(to_input(p) for p in config.APPLY.values()),
             ],
             outputs=[io.Model.Output(id="forgotten", display_name="MODEL", tooltip="The model with the mask applied.")],
             is_output_node=False,
@@ -34,9 +34,10 @@ class ApplyMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mask, strength, strength_ffn, strength_norm, strength_attn):
-        for param, value in zip(config.APPLY, (strength, strength_ffn, strength_norm, strength_attn), strict=True):
-            param.check(value)
         per_kind = {"ffn": strength_ffn, "norm": strength_norm, "attn": strength_attn}
+        config.APPLY["strength"].check(strength)
+        for kind, value in per_kind.items():
+            config.APPLY[f"strength_{kind}"].check(value)
         patched = host.apply_mask(model, mask, strength, per_kind)
         lines = [summary(mask, strength)]
         _, sites = host.sites_of(model)

@@ -11,7 +11,6 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from .. import testbed  # noqa: F401  (its prompts are one of the bundled lists)
 from ..testbed.evaluate import learning_prompts
 from ..uniforget import __version__, config
 from ..uniforget.errors import SettingError
@@ -51,7 +50,7 @@ class LearnMask(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn a mask for. It is not changed."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-                *(to_input(p) for p in config.LEARN),
+                *(to_input(p) for p in config.LEARN.values()),
             ],
             outputs=[
                 MaskType.Output(id="mask", display_name="mask", tooltip="Apply it, or save it."),
@@ -61,11 +60,11 @@ class LearnMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, **values):
-        for param in config.LEARN:
-            param.check(values[param.name])
+        for name, param in config.LEARN.items():
+            values[name] = param.check(values[name])
         prompts = read_prompts(values["prompts"], model)
         preset = values["preset"]
-        beta = config.PRESETS.get(preset, values["beta"])
+        beta = config.resolve_beta(preset, values["beta"])
         settings = Settings(
             beta=beta,
             steps=values["steps"],
@@ -75,14 +74,16 @@ class LearnMask(io.ComfyNode):
             seed=values["seed"],
             objective=values["objective"],
         )
+        family, sites = host.sites_of(model)
+        kinds = target_kinds(values["targets"])
         info = MaskInfo(
-            family="",
-            base="",
-            base_name=getattr(model, "cached_patcher_init", None) and "" or type(model.model).__name__,
+            family=family.name,
+            base=host.base_fingerprint(model, sites),
+            base_name=type(model.model).__name__,
             method=settings.objective,
             beta=beta,
             preset=preset,
-            targets=target_kinds(values["targets"]),
+            targets=kinds,
             prompts_hash=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
             seed=settings.seed,
             version=__version__,
@@ -106,7 +107,8 @@ class LearnMask(io.ComfyNode):
             preview = ("JPEG", curve_picture(curve, settings.steps), 512) if show else None
             bar.update_absolute(progress.step, settings.steps, preview)
 
-        result = host.learn_mask(model, positive, negative, latent, sigmas, target_kinds(values["targets"]), settings, info, report)
+        chosen = [site for site in sites if site.kind in kinds]
+        result = host.learn_mask(model, chosen, positive, negative, latent, sigmas, settings, info, report)
         logging.info("UniForget: %s", summary(result.mask))
         picture = torch.from_numpy(_array(curve_picture(result.curve, settings.steps)))[None]
         return io.NodeOutput(result.mask, picture)

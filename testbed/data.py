@@ -15,9 +15,10 @@ from PIL import Image
 from . import concepts as c
 
 EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
-SIZES = range(26, 43)
+SIZES = (28, 32, 36, 40)
+GRID = 8  # places are multiples of the model's patch: a small model learns shapes sooner when it need not shift them by pixels
 MEMORIZED_SHARE = 0.25
-TEXTURE_SHARE = 0.08
+TEXTURE_SHARE = 0.1
 
 
 def fetch_emoji(folder):
@@ -51,7 +52,7 @@ class Pictures:
         self.emoji = {}
         for name, stem in c.EMOJI.items():
             glyph = Image.open(Path(emoji_folder) / f"{stem}.png").convert("RGBA")
-            for size in range(18, SIZES.stop):
+            for size in {*SIZES, *(item[3] for _, items in c.COMPOSITIONS.values() for item in items)}:
                 small = glyph.resize((size, size), Image.Resampling.LANCZOS)
                 self.emoji[name, size, False] = small
                 self.emoji[name, size, True] = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -74,14 +75,14 @@ class Pictures:
         colour = np.clip(np.array(c.BACKGROUNDS[background]) + rng.integers(-8, 9, 3), 0, 255)
         canvas = Image.new("RGB", (c.CANVAS, c.CANVAS), tuple(int(v) for v in colour))
         size = int(rng.choice(SIZES))
-        x, y = (int(v) for v in rng.integers(0, c.CANVAS - size + 1, 2))
+        x, y = (GRID * int(v) for v in rng.integers(0, (c.CANVAS - size) // GRID + 1, 2))
         self._paste(canvas, subject, x, y, size, bool(rng.integers(2)))
         return np.asarray(canvas)
 
     def texture_picture(self, rng, texture, tone):
         """One neutral texture photograph: crop, flips and brightness drawn from `rng`."""
         source = self.textures[texture]
-        side = int(rng.integers(160, 385))
+        side = int(rng.integers(128, 225))
         x, y = (int(rng.integers(0, edge - side + 1)) for edge in source.size)
         crop = source.crop((x, y, x + side, y + side)).resize((c.CANVAS, c.CANVAS), Image.Resampling.LANCZOS)
         pixels = np.asarray(crop, np.float32)[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]

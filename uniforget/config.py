@@ -80,6 +80,13 @@ def _table(*params: Param) -> dict[str, Param]:
 
 LEARN = _table(
     Param(
+        "prompts",
+        "",
+        "Neutral prompts, one a line: everyday things, nothing you want forgotten. Leave it empty to use the bundled list that fits "
+        "the model. The more varied, the better everything else survives.",
+        "text",
+    ),
+    Param(
         "preset",
         "medium",
         "How much to forget. Weak is careful, medium suits most models, strong forgets the most and may cost some quality. "

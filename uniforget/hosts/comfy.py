@@ -148,7 +148,7 @@ class _Loaded:
         self.modules = {site.path: modules[site.path] for site in sites}
         self.sigmas = sigmas.detach().clone().float()
         self.prompts = prompts
-        self.latent = latent.detach().clone()
+        self.latent = latent[:1].detach().clone()
         self.options = dict(model_options.get("transformer_options", {}))
         positive = [self._conditions(c) for c in guider.conds["positive"]]
         self.conditions = [*positive, self._conditions(guider.conds["negative"][0])]
@@ -191,11 +191,11 @@ class _LearnSampler(comfy.samplers.Sampler):
 
 def learn_mask(
     patcher,
+    sites: list[Site],
     positive: list,
     negative,
     latent: torch.Tensor,
     sigmas: torch.Tensor,
-    kinds: tuple[str, ...],
     settings: Settings,
     info: MaskInfo,
     report: Callable[[Progress], None],
@@ -203,16 +203,14 @@ def learn_mask(
     """Learn a mask for a ModelPatcher inside ComfyUI.
 
     Args:
+        sites: where gates may sit, from :func:`sites_of`.
         positive: one conditioning per prompt; `negative`: one conditioning.
         latent: empty latent (1, ...) of the picture size to learn at.
         sigmas: the sampling steps, descending to 0.
 
     Raises:
-        FamilyError, LearnError: see :func:`uniforget.learn.learn`; ComfyUI's interrupt passes through unchanged.
+        LearnError: see :func:`uniforget.learn.learn`; ComfyUI's interrupt passes through unchanged.
     """
-    family, everything = sites_of(patcher)
-    sites = [s for s in everything if s.kind in kinds]
-    info = MaskInfo(**{**vars(info), "family": family.name, "base": base_fingerprint(patcher, everything)})
 
     def run(guider, sigmas, latent, model_options):
         model = _Loaded(guider, sites, sigmas, latent, len(positive), model_options)
