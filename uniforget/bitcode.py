@@ -54,7 +54,7 @@ def decode(data: bytes, units: Sequence[int], kinds: Sequence[str]) -> np.ndarra
             raise CodeError("the bits after the last packed gate are not 0")
         return bits[:count].astype(bool)
     if coding not in (RATE_PER_KIND, RATE_PER_SITE):
-        raise CodeError(f"the gates' coding is {coding}, not 0, 1 or 2")
+        raise CodeError(f"the gates' coding is {coding}, not 0 to 3")
     groups = _groups(coding, kinds)
     size = 2 * (int(groups.max()) + 1)
     if len(body) < size:

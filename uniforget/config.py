@@ -82,8 +82,8 @@ LEARN = _table(
     Param(
         "prompts",
         "",
-        "Neutral prompts, one a line: everyday things, nothing you want forgotten. Leave it empty to use the bundled list that fits "
-        "the model. The more varied, the better everything else survives.",
+        "Neutral prompts, one a line: everyday things, nothing you want forgotten. Leave it empty to use the bundled list that "
+        "fits the model. The more varied, the better everything else survives.",
         "text",
     ),
     Param(
@@ -146,7 +146,9 @@ LEARN = _table(
         0.1,
     ),
     Param("width", 512, "Width of the pictures used for learning. Smaller is faster and needs less memory.", "int", 64, 2048, 8),
-    Param("height", 512, "Height of the pictures used for learning. Smaller is faster and needs less memory.", "int", 64, 2048, 8),
+    Param(
+        "height", 512, "Height of the pictures used for learning. Smaller is faster and needs less memory.", "int", 64, 2048, 8
+    ),
     Param("seed", 0, "Same seed and settings on the same machine, same mask.", "int", 0, 2**64 - 1, 1),
     Param(
         "objective",

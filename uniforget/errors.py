@@ -1,20 +1,20 @@
 """Errors. Every message names the thing, what was expected, what was found and what to do.
 
-    UniForgetError
-    |-- SettingError              a setting is out of its range
-    |-- MaskError                 values that are no mask: a gate above 1, an unknown kind, ...
-    |-- MaskFileError             a mask file cannot be read or written
-    |   |-- MaskFileMissingError      there is no such file
-    |   |-- NotAMaskError             another kind of file
-    |   |   `-- PickleRefusedError        a pickle: it could run code, so it is never opened
-    |   |-- NewerFormatError          written by a newer version of UniForget
-    |   |-- TruncatedError            the file ends too early
-    |   |-- BadContentsError          the parts do not fit together
-    |   |-- TooLargeError             more than a mask can hold
-    |   `-- MaskWriteError            nothing was written
-    |-- FamilyError               an unknown model family
-    |-- MismatchError             the mask does not fit the model: sites missing, or of other sizes
-    `-- LearnError                learning cannot start or go on
+UniForgetError
+|-- SettingError              a setting is out of its range
+|-- MaskError                 values that are no mask: a gate above 1, an unknown kind, ...
+|-- MaskFileError             a mask file cannot be read or written
+|   |-- MaskFileMissingError      there is no such file
+|   |-- NotAMaskError             another kind of file
+|   |   `-- PickleRefusedError        a pickle: it could run code, so it is never opened
+|   |-- NewerFormatError          written by a newer version of UniForget
+|   |-- TruncatedError            the file ends too early
+|   |-- BadContentsError          the parts do not fit together
+|   |-- TooLargeError             more than a mask can hold
+|   `-- MaskWriteError            nothing was written
+|-- FamilyError               an unknown model family
+|-- MismatchError             the mask does not fit the model: sites missing, or of other sizes
+`-- LearnError                learning cannot start or go on
 """
 
 

@@ -40,9 +40,11 @@ MAX_BYTES = 32 << 20
 MAX_HEADER = 256 << 10
 
 _TEXTS = ("family", "base", "base_name", "method", "preset", "prompts_hash", "version")
-_REQUIRED = ("format_version", "uniforget", "gates", "family", "sparsity", "digest")
+_REQUIRED = ("format_version", "uniforget", "family", "sparsity", "digest")
 _OPTIONAL = ("base", "base_name", "method", "beta", "preset", "targets", "prompts_hash", "seed", "steps", "learn_seconds")
 _EXTRA = "extra."
+# First byte of soft gates; bitcode's codings are 0 to 2.
+_ONE_BYTE_A_GATE = 3
 _AGAIN = "Download or copy the mask again, or learn a new one."
 _SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -103,7 +105,9 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise MaskFileMissingError(f"{path}: there is no such mask file. Check the name, or put the file there.") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise MaskFileError(f"{path}: the mask file cannot be read ({reason}). Check the name and the file's permissions.") from error
+        raise MaskFileError(
+            f"{path}: the mask file cannot be read ({reason}). Check the name and the file's permissions."
+        ) from error
     size = max(status.st_size, len(data))
     if size > MAX_BYTES:
         raise TooLargeError(
@@ -128,9 +132,9 @@ def dumps(mask: MaskSet, name: str = "mask") -> bytes:
     hard = bool(((values == 0) | (values == 255)).all())
     tensors = {
         "sites": sitetable.pack(sites),
-        "gates": bitcode.encode(values == 255, units, kinds) if hard else values.tobytes(),
+        "gates": bitcode.encode(values == 255, units, kinds) if hard else bytes([_ONE_BYTE_A_GATE]) + values.tobytes(),
     }
-    header: dict[str, Any] = {"__metadata__": _format_info(mask, hard)}
+    header: dict[str, Any] = {"__metadata__": _format_info(mask)}
     end = 0
     for key, data in tensors.items():
         header[key] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [end, end + len(data)]}
@@ -138,7 +142,9 @@ def dumps(mask: MaskSet, name: str = "mask") -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
-        raise TooLargeError(f"{name}: a mask's information takes at most {MAX_HEADER} bytes; found {len(text)}. Shorten the extra texts.")
+        raise TooLargeError(
+            f"{name}: a mask's information takes at most {MAX_HEADER} bytes; found {len(text)}. Shorten the extra texts."
+        )
     return len(text).to_bytes(8, "little") + text + b"".join(tensors.values())
 
 
@@ -160,10 +166,11 @@ def loads(data: bytes, name: str = "mask") -> MaskSet:
     tensors = _tensors(header, body, name)
     try:
         kinds, units, names = zip(*sitetable.unpack(tensors["sites"]), strict=True)
-        if metadata["gates"] == "hard":
-            values = bitcode.decode(tensors["gates"], units, kinds).astype(np.float32)
+        coded = tensors["gates"]
+        if coded[:1] == bytes([_ONE_BYTE_A_GATE]):
+            values = np.frombuffer(coded[1:], np.uint8).astype(np.float32) / np.float32(255)
         else:
-            values = np.frombuffer(tensors["gates"], np.uint8).astype(np.float32) / np.float32(255)
+            values = bitcode.decode(coded, units, kinds).astype(np.float32)
     except CodeError as error:
         _bad(name, str(error))
     if len(values) != sum(units):
@@ -207,7 +214,9 @@ def _split(data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
     if len(data) < 9 or length > MAX_HEADER or data[8:9] != b"{":
         _refuse(data, name)
     if length > len(data) - 8:
-        raise TruncatedError(f"{name}: the file is cut off: its header takes {length} bytes and {len(data) - 8} are there. {_AGAIN}")
+        raise TruncatedError(
+            f"{name}: the file is cut off: its header takes {length} bytes and {len(data) - 8} are there. {_AGAIN}"
+        )
     try:
         header = json.loads(data[8 : 8 + length].decode("utf-8"), object_pairs_hook=_no_twice)
     except (ValueError, RecursionError) as error:
@@ -264,8 +273,6 @@ def _check_metadata(metadata: dict[str, Any], name: str) -> None:
     extra = [key for key in metadata if key not in _REQUIRED + _OPTIONAL and not key.startswith(_EXTRA)]
     if extra:
         _bad(name, f"its metadata has unknown keys, such as {_short(extra[0])}")
-    if metadata["gates"] not in ("hard", "soft"):
-        _bad(name, f"expected gates 'hard' or 'soft'; found {_short(metadata['gates'])}")
 
 
 def _tensors(header: dict[str, Any], body: bytes, name: str) -> dict[str, bytes]:
@@ -303,12 +310,11 @@ def _format_sparsity(mask: MaskSet) -> str:
     return ",".join(f"{kind}={share:.3f}" for kind, share in mask.sparsity().items())
 
 
-def _format_info(mask: MaskSet, hard: bool) -> dict[str, str]:
+def _format_info(mask: MaskSet) -> dict[str, str]:
     info = mask.info
     found = {
         "format_version": str(FORMAT_VERSION),
         "uniforget": info.version,
-        "gates": "hard" if hard else "soft",
         **{key: getattr(info, key) for key in _TEXTS if key != "version"},
         "beta": repr(info.beta),
         "targets": ",".join(info.targets),

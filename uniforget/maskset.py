@@ -59,14 +59,20 @@ class MaskInfo:
             self._require(name, _is_text(getattr(self, name)), "text")
         for name in ("seed", "steps"):
             value = getattr(self, name)
-            self._require(name, isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64, "an integer of 0 or more")
+            self._require(
+                name, isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64, "an integer of 0 or more"
+            )
         for name in ("beta", "learn_seconds"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             self._require(name, number and math.isfinite(value) and value >= 0, "a number of 0 or more")
             object.__setattr__(self, name, float(value))
         self._require("family", bool(self.family), "the name of a model family")
-        self._require("targets", not isinstance(self.targets, str) and all(t in KINDS for t in self.targets), f"kinds out of {', '.join(KINDS)}")
+        self._require(
+            "targets",
+            not isinstance(self.targets, str) and all(t in KINDS for t in self.targets),
+            f"kinds out of {', '.join(KINDS)}",
+        )
         object.__setattr__(self, "targets", tuple(self.targets))
         texts = isinstance(self.extra, Mapping) and all(_is_text(k) and _is_text(v) for k, v in self.extra.items())
         self._require("extra", texts, "texts by name")
@@ -179,7 +185,9 @@ def _is_text(value: object) -> bool:
 
 def _check_gates(name: str, gates: torch.Tensor) -> None:
     if not isinstance(gates, torch.Tensor) or gates.dtype != torch.float32 or gates.ndim != 1 or gates.device.type != "cpu":
-        found = f"{gates.dtype} {tuple(gates.shape)} on {gates.device}" if isinstance(gates, torch.Tensor) else type(gates).__name__
+        found = (
+            f"{gates.dtype} {tuple(gates.shape)} on {gates.device}" if isinstance(gates, torch.Tensor) else type(gates).__name__
+        )
         raise MaskError(f"Site {name}: expected gates as a 1-D float32 tensor on the CPU; found {found}.")
     if not gates.numel():
         raise MaskError(f"Site {name} has no gates; expected at least one.")

@@ -1,0 +1,187 @@
+"""Load and Save Memorization Mask: masks in ComfyUI's models/uniforget/."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..uniforget import maskfile
+from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError, UniForgetError
+from .inputs import CATEGORY, MaskType
+
+FOLDER = "uniforget"
+EXTENSION = ".safetensors"
+NO_MASKS = "(no masks yet: use Save Memorization Mask)"
+_PART = re.compile(r"[^\x00-\x1f<>:\"/\\|?*]+")
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+def register_folder():
+    """Tell ComfyUI about models/uniforget/. Folders that extra_model_paths.yaml added stay, and stay first."""
+    paths, extensions = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
+    default = os.path.join(folder_paths.models_dir, FOLDER)
+    paths = [*paths, *([] if default in paths else [default])]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*extensions, EXTENSION})
+
+
+def find_mask(name):
+    """Path of the mask called `name`, as the dropdown lists it.
+
+    Raises:
+        SettingError: the name leads out of the folder, or has another ending.
+        MaskFileMissingError: there is no such file.
+    """
+    if not isinstance(name, str) or not name or name == NO_MASKS:
+        raise MaskFileMissingError(
+            f"No mask is chosen. Put a mask into {_folder()}, or make one with Learn and Save Memorization Mask, then press R."
+        )
+    parts = _parts(name, "mask_name", _stays_inside)
+    if not name.lower().endswith(EXTENSION):
+        raise SettingError(
+            f"Setting 'mask_name': expected a name that ends in {EXTENSION}; found {name!r}. Choose one from the list."
+        )
+    for folder in folder_paths.get_folder_paths(FOLDER):
+        path = Path(folder, *parts)
+        if path.exists():
+            return path
+    raise MaskFileMissingError(f"There is no mask {name!r} in {_folder()}. Put the file there and press R, or choose another.")
+
+
+def target_path(filename_prefix, overwrite):
+    """Where a mask called `filename_prefix` is saved; makes the folders on the way.
+
+    ``name.safetensors`` with `overwrite`, else ``name_00001.safetensors`` or the next free number.
+
+    Raises:
+        SettingError: the name leads out of the folder, or cannot be a file name.
+        MaskFileError: the folder cannot be made or read.
+    """
+    name = str(filename_prefix).strip()
+    parts = _parts(name[: -len(EXTENSION)] if name.lower().endswith(EXTENSION) else name, "filename_prefix", _is_plain)
+    folder = Path(_folder(), *parts[:-1])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = os.listdir(folder)
+    except OSError as error:
+        raise MaskFileError(f"{folder}: the mask was not saved, its folder cannot be made or read ({error.strerror}).") from error
+    if overwrite:
+        return folder / f"{parts[-1]}{EXTENSION}"
+    # Case counts for no more than on the file systems that ignore it.
+    pattern = re.compile(re.escape(parts[-1]) + r"_([0-9]{1,9})" + re.escape(EXTENSION), re.IGNORECASE)
+    numbers = [int(match[1]) for match in map(pattern.fullmatch, taken) if match]
+    return folder / f"{parts[-1]}_{max(numbers, default=0) + 1:05}{EXTENSION}"
+
+
+def _folder():
+    return folder_paths.get_folder_paths(FOLDER)[0]
+
+
+def _parts(name, setting, allowed):
+    """Folders and file of a relative name; either slash separates them, on every system."""
+    parts = re.split(r"[/\\]", name)
+    if not all(map(allowed, parts)):
+        raise SettingError(
+            f"Setting {setting!r}: expected a plain name inside {_folder()}, such as 'portraits' or 'client/portraits'; "
+            f"found {name!r}. Change the name."
+        )
+    return parts
+
+
+def _stays_inside(part):
+    """Whether `part` of a path neither leads up nor to another drive."""
+    return bool(part.strip(" .")) and not set(part) & {":", "\0"}
+
+
+def _is_plain(part):
+    """Whether `part` can name a file or folder on every system, and not a hidden one."""
+    return bool(_PART.fullmatch(part)) and part.strip(" .") == part and not _DEVICES.fullmatch(part)
+
+
+def _fingerprint(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+class LoadMask(io.ComfyNode):
+    """Loads a mask from models/uniforget/."""
+
+    @classmethod
+    def define_schema(cls):
+        names = folder_paths.get_filename_list(FOLDER) or [NO_MASKS]
+        return io.Schema(
+            node_id="UniForgetLoadMask",
+            display_name="Load Memorization Mask",
+            category=CATEGORY,
+            description="Loads a mask that was saved before, from models/uniforget/.",
+            inputs=[
+                io.Combo.Input(
+                    "mask_name", options=names, tooltip="A mask in models/uniforget/. Press R after adding files there."
+                ),
+            ],
+            outputs=[MaskType.Output(id="mask", display_name="mask", tooltip="Connect it to Apply Memorization Mask.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, mask_name):
+        try:
+            if mask_name is not None:  # None: another node chooses the mask, and execute checks it
+                maskfile.load(find_mask(mask_name))
+        except UniForgetError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, mask_name):
+        return _fingerprint(maskfile.read_bytes(find_mask(mask_name)))
+
+    @classmethod
+    def execute(cls, mask_name):
+        mask = maskfile.load(find_mask(mask_name))
+        return io.NodeOutput(mask, ui=ui.PreviewText(mask.summary()))
+
+
+class SaveMask(io.ComfyNode):
+    """Saves a mask into models/uniforget/."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UniForgetSaveMask",
+            display_name="Save Memorization Mask",
+            category=CATEGORY,
+            description=(
+                "Saves a mask into models/uniforget/, where Load Memorization Mask finds it. The file is small and safe to share."
+            ),
+            inputs=[
+                MaskType.Input("mask", tooltip="From Learn Memorization Mask."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="my_mask",
+                    tooltip="Name of the mask. A slash makes a folder: client/portraits.",
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="Off: each save gets a new number (my_mask_00001). On: my_mask is replaced every time.",
+                ),
+            ],
+            outputs=[MaskType.Output(id="saved", display_name="mask", tooltip="The same mask, to go on with.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix):
+        try:
+            if filename_prefix is not None:  # None: another node makes the name, and execute checks it
+                _parts(filename_prefix.strip(), "filename_prefix", _is_plain)
+        except UniForgetError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, mask, filename_prefix, overwrite):
+        path = target_path(filename_prefix, overwrite)
+        maskfile.save(mask, path)
+        return io.NodeOutput(mask, ui=ui.PreviewText(f"saved as {path}\n{mask.summary()}"))
