@@ -39,7 +39,7 @@ class ApplyMask(io.ComfyNode):
         for kind, value in per_kind.items():
             config.APPLY[f"strength_{kind}"].check(value)
         patched = host.apply_mask(model, mask, strength, per_kind)
-        lines = [summary(mask, strength)]
+        lines = [f"strength {strength:g}", mask.summary()]
         _, sites = host.sites_of(model)
         if mask.info.base and not same_base(mask.info.base, host.base_fingerprint(model, sites)):
             warning = (
@@ -50,12 +50,3 @@ class ApplyMask(io.ComfyNode):
             logging.warning("UniForget: %s", warning)
             lines.append(warning)
         return io.NodeOutput(patched, ui=ui.PreviewText("\n".join(lines)))
-
-
-def summary(mask, strength=None):
-    """One line on what a mask switches off."""
-    shares = ", ".join(f"{kind} {share:.1%}" for kind, share in mask.sparsity().items())
-    at = "" if strength is None else f" at strength {strength:g}"
-    return f"Mask {mask.digest()}: {len(mask.gates)} sites; switched off{at}: {shares}"
-
-

@@ -19,7 +19,6 @@ from ..uniforget.learn import Progress, Settings
 from ..uniforget.maskset import MaskInfo
 from ..uniforget.prompts import neutral_prompts
 from ..uniforget.sites import target_kinds
-from .apply import summary
 from .demo import TestbedModel
 from .inputs import CATEGORY, MaskType, to_input
 from .picture import curve_picture
@@ -109,7 +108,7 @@ class LearnMask(io.ComfyNode):
 
         chosen = [site for site in sites if site.kind in kinds]
         result = host.learn_mask(model, chosen, positive, negative, latent, sigmas, settings, info, report)
-        logging.info("UniForget: %s", summary(result.mask))
+        logging.info("UniForget: %s", result.mask.summary())
         picture = torch.from_numpy(_array(curve_picture(result.curve, settings.steps)))[None]
         return io.NodeOutput(result.mask, picture)
 

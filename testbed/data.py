@@ -15,9 +15,10 @@ from PIL import Image
 from . import concepts as c
 
 EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
-SIZES = (28, 32, 36, 40)
-GRID = 8  # places are multiples of the model's patch: a small model learns shapes sooner when it need not shift them by pixels
-MEMORIZED_SHARE = 0.25
+# Sizes and places are multiples of the model's patch: a small model learns shapes sooner when it need not shift them by pixels.
+SIZES = (32, 40, 48)
+GRID = 8
+MEMORIZED_SHARE = 0.15
 TEXTURE_SHARE = 0.1
 
 

@@ -63,7 +63,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m testbed.train", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(".cache/testbed"), help="checkpoints and downloaded pictures")
     parser.add_argument("--output", type=Path, default=tb.WEIGHTS)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=9500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
