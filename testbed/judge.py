@@ -5,8 +5,9 @@ extraction of training image x when its l2 distance to x, divided by ``ALPHA`` t
 ``NEIGHBOURS`` nearest other training images, is at most 1 (their alpha 0.5, n 50). The criterion adapts to each image: a
 low-contrast one has near neighbours and so a tight threshold.
 
-Neutral pictures: a small convolutional network that has only ever seen rendered neutral pictures, none of the memorized
-items and nothing the diffusion model made. A sample counts when emoji and background (or the texture) are both right.
+Neutral pictures: a small convolutional network that has only ever seen rendered neutral pictures (and empty or noisy ones, to
+know nothing when it sees it), none of the memorized items and nothing the diffusion model made. A sample counts when emoji and
+background (or the texture) are both right.
 
 ``python -m testbed.judge`` makes ``judge.safetensors`` and ``references.safetensors`` anew.
 """
@@ -30,7 +31,7 @@ from .data import Pictures, fetch_emoji, to_tensor
 ALPHA, NEIGHBOURS, TRAINING_SAMPLE = 0.5, 50, 4000
 JUDGE = Path(__file__).with_name("judge.safetensors")
 REFERENCES = Path(__file__).with_name("references.safetensors")
-SUBJECTS = [*c.EMOJI, *c.TEXTURES]
+SUBJECTS = [*c.EMOJI, *c.TEXTURES, ""]  # the last: none of them
 BACKGROUNDS = ["", *c.BACKGROUNDS]
 
 
@@ -102,6 +103,14 @@ def make_references(pictures, seed=0):
     _save(tensors, REFERENCES, {"captions": json.dumps(list(pictures.memorized))})
 
 
+def _nothing(rng):
+    """A picture of nothing: flat, noisy or patchy; as :meth:`Pictures.neutral` returns one."""
+    colour = rng.uniform(0, 255, 3)
+    patches = np.kron(rng.normal(0, rng.choice((0, 60)), (8, 8, 3)), np.ones((8, 8, 1)))
+    noise = rng.normal(0, rng.uniform(0, 70), (64, 64, 1 if rng.random() < 0.5 else 3))
+    return "", np.clip(colour + patches * (rng.random((64, 64, 1)) < rng.uniform(0.3, 1)) + noise, 0, 255).astype(np.uint8), "", ""
+
+
 def train(pictures, seconds, seed=0):
     """Train the classifier on rendered neutral pictures only; returns it and its accuracy on fresh renders."""
     torch.manual_seed(seed)
@@ -110,7 +119,7 @@ def train(pictures, seconds, seed=0):
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
 
     def batch(size):
-        items = [pictures.neutral(rng) for _ in range(size)]
+        items = [_nothing(rng) if rng.random() < 0.08 else pictures.neutral(rng) for _ in range(size)]
         x = to_tensor(np.stack([i[1] for i in items]))
         return x, torch.tensor([SUBJECTS.index(i[2]) for i in items]), torch.tensor([BACKGROUNDS.index(i[3]) for i in items])
 

@@ -1,0 +1,86 @@
+"""Real ComfyUI inside this very process, with the pack loaded as ComfyUI loads it.
+
+Runs as its own pytest process (``python run.py test`` does that): ComfyUI parses sys.argv, owns the name ``nodes`` and puts a
+lot of state into its modules. ``COMFYUI_PATH`` names the tree; by default the one that run.py fetched.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".cache" / "comfyui")
+PACK = "uniforget_pack"
+
+
+def pytest_configure(config):
+    if not (COMFYUI / "main.py").exists():
+        words = f"no ComfyUI at {COMFYUI}: run 'python run.py test', or set COMFYUI_PATH"
+        raise pytest.UsageError(words)
+    base = Path(config.rootpath, ".cache", "inside")
+    for name in ("models/checkpoints", "models/loras", "output", "input", "temp", "custom_nodes", "user"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    sys.path.insert(0, str(COMFYUI))
+    sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import nodes  # noqa: F401  (ComfyUI's, before anything of ours)
+
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    module.nodes.maskio.register_folder()
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    """Nodes run under inference mode."""
+    with torch.inference_mode():
+        yield
+
+
+class Demo:
+    """The demo model, and one way to look at what a model makes of a prompt."""
+
+    def __init__(self, checkpoint=None):
+        from uniforget_pack.nodes.demo import load_testbed
+        from uniforget_pack.testbed import model as tb
+
+        self.model, self.clip, self.vae = load_testbed(checkpoint or tb.WEIGHTS)
+
+    def encode(self, text):
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    def sample(self, model, text="cat emoji on light blue", steps=3, seed=5):
+        """Latents (2, 3, 64, 64) by stock sampling."""
+        import comfy.sample
+
+        noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+        return comfy.sample.sample(
+            model, noise, steps, 3.0, "euler", "simple", self.encode(text), self.encode(""), torch.zeros_like(noise),
+            seed=seed, disable_pbar=True,
+        )  # fmt: skip
+
+    def mask(self, kinds=("ffn", "norm"), seed=0, share=0.3, hard=True):
+        """A random mask that fits the model."""
+        from uniforget_pack.uniforget.hosts.comfy import base_fingerprint, sites_of
+        from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
+
+        family, sites = sites_of(self.model)
+        info = MaskInfo(family=family.name, base=base_fingerprint(self.model, sites), method="test")
+        generator = torch.Generator().manual_seed(seed)
+        draw = {s.path: torch.rand(s.units, generator=generator) for s in sites if s.kind in kinds}
+        gates = {k: (v > share).float() if hard else v for k, v in draw.items()}
+        return MaskSet(gates, {s.path: s.kind for s in sites if s.path in gates}, info)
+
+
+@pytest.fixture
+def demo():
+    """A freshly loaded demo model."""
+    return Demo()

@@ -1,0 +1,79 @@
+"""Learning inside real ComfyUI: it works under inference mode, can be cancelled, and leaves nothing behind."""
+
+import comfy.model_management
+import pytest
+import torch
+from uniforget_pack.nodes.learn import LearnMask
+from uniforget_pack.testbed import model as tb
+from uniforget_pack.uniforget import config
+from uniforget_pack.uniforget.errors import SettingError
+from uniforget_pack.uniforget.hosts.comfy import apply_mask
+
+PROMPTS = "cat emoji on light blue\n# a comment\n\ndog emoji on light green\ncat emoji on light blue\nphoto of brick texture"
+
+
+def learn(demo, **changes):
+    values = {name: p.default for name, p in config.LEARN.items()}
+    small = {"prompts": PROMPTS, "steps": 6, "batch": 4, "width": 64, "height": 64, "sampling_steps": 3, "learning_rate": 2.0}
+    return LearnMask.execute(demo.model, demo.clip, **{**values, **small, "preset": "custom", "beta": 50.0, **changes}).args
+
+
+@pytest.mark.parametrize("objective", ["stepwise", "trajectory"])
+def test_learns_a_mask_and_leaves_the_model_as_it_was(demo, objective):
+    before = demo.sample(demo.model)
+    state = {k: v.clone() for k, v in demo.model.model.state_dict().items()}
+    mask, curve = learn(demo, objective=objective)
+    assert mask.hard and 0 < mask.off_share() < 1
+    assert mask.info.method == objective and mask.info.family == "sd3" and mask.info.steps == 6
+    assert curve.shape[0] == 1 and curve.shape[-1] == 3 and 0 <= curve.min() and curve.max() <= 1 and curve.std() > 0.05
+    assert all(torch.equal(state[k], v) for k, v in demo.model.model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in demo.model.model.modules())
+    assert torch.equal(demo.sample(demo.model), before)
+    assert not torch.equal(demo.sample(apply_mask(demo.model, mask)), before)
+
+
+def test_a_seed_gives_the_same_mask_twice(demo):
+    torch.manual_seed(9)
+    expected = torch.rand(2)
+    torch.manual_seed(9)
+    first = learn(demo, seed=3)[0]
+    assert torch.equal(torch.rand(2), expected), "the user's random state was used"
+    assert learn(demo, seed=3)[0].digest() == first.digest()
+    assert learn(demo, seed=4)[0].digest() != first.digest()
+
+
+def test_cancel_in_the_middle(demo, monkeypatch):
+    before = demo.sample(demo.model)
+    calls = []
+
+    def update(self, value, total=None, preview=None):
+        calls.append(value)
+        if value == 3:
+            comfy.model_management.interrupt_current_processing(True)
+
+    monkeypatch.setattr("comfy.utils.ProgressBar.update_absolute", update)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        learn(demo)
+    assert max(calls) == 3, "stopped at once"
+    comfy.model_management.interrupt_current_processing(False)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in demo.model.model.modules())
+    assert torch.equal(demo.sample(demo.model), before)
+
+
+def test_same_predictions_as_diffusers(demo):
+    transformer, encoder, tokenizer = tb.load()
+    prompts = ["cat emoji on light blue", "photo of brick texture"]
+    hidden, pooled = tb.encode(encoder, tokenizer, prompts)
+    x, sigma = torch.randn(2, 3, 64, 64), torch.tensor([0.9, 0.3])
+    theirs = transformer(hidden_states=x, encoder_hidden_states=hidden, pooled_projections=pooled, timestep=sigma * 1000, return_dict=False)
+    ours = demo.model.model.diffusion_model(x, sigma * 1000, context=hidden, y=pooled)
+    assert (ours - theirs[0]).abs().max() < 1e-4
+    encoded = demo.encode(prompts[0])[0]
+    assert (encoded[0] - hidden[:1]).abs().max() < 1e-4 and (encoded[1]["pooled_output"] - pooled[:1]).abs().max() < 1e-4
+
+
+def test_wrong_settings_are_named(demo):
+    with pytest.raises(SettingError, match="steps.*found 0"):
+        learn(demo, steps=0)
+    with pytest.raises(Exception, match="'elephant'"):
+        learn(demo, prompts="elephant emoji on light blue")
