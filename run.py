@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""UniForget on this machine: ``python run.py demo``, ``python run.py test``, ``python run.py comfyui``."""
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("run.py: Python 3.10 or newer is needed, this is %s. Start it with a newer one." % sys.version.split()[0])
+
+from launcher.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
