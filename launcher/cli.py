@@ -27,12 +27,16 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="run.py", description=DESCRIPTION, epilog=EPILOG)
     commands = top.add_subparsers(dest="command", required=True, metavar="demo | test | comfyui")
-    demo = commands.add_parser("demo", help="the whole story on this machine: learn a mask, apply it, count copies before and after")
+    demo = commands.add_parser(
+        "demo", help="the whole story on this machine: learn a mask, apply it, count copies before and after"
+    )
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
     demo.add_argument("--preset", help="weak, medium or strong; left out: what the workflow says")
     demo.add_argument("--port", type=int, help="left out: any free one")
     commands.add_parser("test", help="lint, types and all tests; what follows goes to pytest, alone", add_help=False)
-    comfyui = commands.add_parser("comfyui", help="ComfyUI with the pack, to play with in a browser; what follows goes to ComfyUI")
+    comfyui = commands.add_parser(
+        "comfyui", help="ComfyUI with the pack, to play with in a browser; what follows goes to ComfyUI"
+    )
     comfyui.add_argument("--port", type=int, help=f"left out: {USUAL_PORT}, or any free one")
     return top
 
@@ -73,7 +77,9 @@ def main(arguments: list[str]) -> int:
 def _demo(install: Install, options: argparse.Namespace, arguments: list[str]) -> int:
     # Progress comes over a websocket, and aiohttp is where ComfyUI is: the rest runs with ComfyUI's interpreter.
     if os.environ.get(INSIDE) != str(install.python):
-        child = subprocess.Popen([str(install.python), str(ROOT / "run.py"), *arguments], env={**os.environ, INSIDE: str(install.python)})
+        child = subprocess.Popen(
+            [str(install.python), str(ROOT / "run.py"), *arguments], env={**os.environ, INSIDE: str(install.python)}
+        )
         try:
             return child.wait()
         except KeyboardInterrupt:
@@ -88,7 +94,9 @@ def _demo(install: Install, options: argparse.Namespace, arguments: list[str]) -
 def _comfyui(install: Install, options: argparse.Namespace) -> int:
     port = options.port if options.port is not None or not is_port_free(USUAL_PORT) else USUAL_PORT
     port = checked_port(port)
-    say(f"ComfyUI will be at http://127.0.0.1:{port} in some seconds; the demo is under Workflow > Browse Templates. Ctrl-C stops it")
+    say(
+        f"ComfyUI will be at http://127.0.0.1:{port} in some seconds; the demo is under Workflow > Browse Templates. Ctrl-C stops it"
+    )
     return run_in_foreground(install, port, options.rest)
 
 

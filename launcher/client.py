@@ -165,7 +165,9 @@ def succeeded(entry: dict[str, Any]) -> dict[str, Any]:
     if failed := messages.get("execution_error"):
         trace = "".join(failed.get("traceback") or [])
         where = f"{failed.get('node_type')} (node {failed.get('node_id')})"
-        raise WorkflowError(f"{where} failed: {failed.get('exception_type')}: {failed.get('exception_message', '').strip()}\n{trace}")
+        raise WorkflowError(
+            f"{where} failed: {failed.get('exception_type')}: {failed.get('exception_message', '').strip()}\n{trace}"
+        )
     if stopped := messages.get("execution_interrupted"):
         raise WorkflowError(f"Cancelled in {stopped.get('node_type')} (node {stopped.get('node_id')}).")
     if status.get("status_str") != "success":

@@ -112,7 +112,9 @@ class _Converter:
             elif kind == "COMBO" and options.get("options"):
                 result[name] = options["options"][0]
             else:
-                raise WorkflowError(f"{_name(node)} has no saved value for '{name}'. Load and save the workflow in the editor again.")
+                raise WorkflowError(
+                    f"{_name(node)} has no saved value for '{name}'. Load and save the workflow in the editor again."
+                )
             seed = kind == "INT" and name in SEED_NAMES
             if (seed or options.get("control_after_generate")) and values and values[0] in AFTER_GENERATE:
                 values.pop(0)

@@ -120,7 +120,9 @@ class Progress:
     """Prints which node runs and how far it is: one line that changes in a terminal, a line every tenth elsewhere."""
 
     def __init__(self, prompt: dict[str, Any], out: Any = None):
-        self.titles = {node_id: node["_meta"]["title"] if "_meta" in node else node["class_type"] for node_id, node in prompt.items()}
+        self.titles = {
+            node_id: node["_meta"]["title"] if "_meta" in node else node["class_type"] for node_id, node in prompt.items()
+        }
         self.out = out or sys.stdout
         self.node = ""
         self.began = 0.0

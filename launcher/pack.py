@@ -66,12 +66,16 @@ def nodes(object_info: dict[str, Any]) -> list[str]:
     return sorted(name for name in object_info if name.startswith(NODE_PREFIX))
 
 
-def import_problem(log: str) -> str:
-    """The lines of ComfyUI's log that say why the pack was not imported; empty when it says nothing."""
+def import_problem(log: str, folder: str = PACK_NAME) -> str:
+    """The lines of ComfyUI's log that say why the pack in ``custom_nodes/<folder>`` was not imported; empty when none does."""
     lines = log.splitlines()
-    failed = re.compile(rf"Cannot import .*{PACK_NAME}|Error while calling comfy_entrypoint|comfy_entrypoint in .* did not|^Skip .* module for")
+    ours = rf"[/\\]{re.escape(folder)}"
+    failed = re.compile(
+        rf"Cannot import .*{ours} module for custom nodes|^Skip .*{ours} module|comfy_entrypoint in .*{ours}[: ]|^comfy_entrypoint .*{ours} "
+    )
     for end, line in enumerate(lines):
         if failed.search(line):
             starts = [i for i in range(end) if lines[i].startswith("Traceback (most recent call last)")]
-            return "\n".join(lines[starts[-1] if starts else max(0, end - 10) : end + 1])
+            start = starts[-1] if starts and line.startswith("Cannot import") else end
+            return "\n".join(lines[start : end + 1])
     return ""

@@ -17,4 +17,3 @@ DEMO_WORKFLOW = ROOT / "example_workflows" / "forget_demo.json"
 def venv_python(venv: Path = VENV) -> Path:
     """The interpreter of a virtual environment, on this system."""
     return venv / "Scripts" / "python.exe" if os.name == "nt" else venv / "bin" / "python"
-

@@ -129,7 +129,7 @@ class ComfyServer:
     def _check_pack(self) -> None:
         info = self.client.object_info()
         if not pack.nodes(info):
-            problem = pack.import_problem(self.log_text())
+            problem = pack.import_problem(self.log_text(), pack.folder_name(self.install.folder))
             raise ServerError(f"ComfyUI started, but not one UniForget node is there.\n{problem or self.log_tail()}")
 
     def check_alive(self) -> None:

@@ -164,7 +164,9 @@ def users_install(folder: Path) -> Install:
         LauncherError: no ComfyUI there, no working Python, or packages missing in it.
     """
     if not (folder / "main.py").is_file() or not (folder / "comfy").is_dir():
-        raise LauncherError(f"COMFYUI_PATH={folder}: expected the folder that holds ComfyUI's main.py and comfy/; they are not there.")
+        raise LauncherError(
+            f"COMFYUI_PATH={folder}: expected the folder that holds ComfyUI's main.py and comfy/; they are not there."
+        )
     folder = folder.resolve()
     python = users_python(folder)
     missing = missing_packages(python)
@@ -191,10 +193,9 @@ def users_python(folder: Path) -> Path:
 
 
 def missing_packages(python: Path) -> list[str]:
-    """Packages of requirements.txt, and aiohttp, that an interpreter cannot import."""
+    """Packages of requirements.txt, and aiohttp, that are not installed for an interpreter."""
     names = [requirement_name(line) for line in wanted_lines(REQUIREMENTS)] + ["aiohttp"]
-    code = "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])"
-    # -I: neither this folder nor the caller's may stand in for a package
+    code = "import sys, importlib.metadata as m; print(*[n for n in sys.argv[1:] if not any(m.distributions(name=n))])"
     found = subprocess.run([str(python), "-I", "-c", code, *names], capture_output=True, text=True)
     if found.returncode:
         raise LauncherError(f"{python} does not work:\n{found.stderr}")

@@ -46,7 +46,9 @@ def reasons_against(figures: dict[str, Any]) -> list[str]:
     """Why this does not count as forgetting; empty when the model really forgot."""
     f, reasons = figures, []
     if f["copies_before"] < MIN_COPIES_BEFORE:
-        reasons.append(f"only {percent(f['copies_before'])} copies before the mask: this model hardly memorized, nothing is shown")
+        reasons.append(
+            f"only {percent(f['copies_before'])} copies before the mask: this model hardly memorized, nothing is shown"
+        )
     if f["copies_after"] > MAX_COPIES_KEPT * f["copies_before"]:
         allowed = percent(MAX_COPIES_KEPT * f["copies_before"])
         reasons.append(f"{percent(f['copies_after'])} copies are left, at most {allowed} are allowed")

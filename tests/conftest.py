@@ -34,7 +34,9 @@ def install():
             pytest.fail(str(error))
     python = venv_python()
     if not COMFYUI.is_dir() or not python.exists():
-        pytest.fail(f"There is no ComfyUI in {COMFYUI} or no environment in {VENV} yet: start the tests with 'python run.py test'.")
+        pytest.fail(
+            f"There is no ComfyUI in {COMFYUI} or no environment in {VENV} yet: start the tests with 'python run.py test'."
+        )
     return Install(COMFYUI, python)
 
 

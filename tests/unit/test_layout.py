@@ -1,0 +1,138 @@
+"""Imports go one way, and only the layers that may know a host import one (read from the source, nothing is imported)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTS = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfy_execution",
+    "folder_paths",
+    "node_helpers",
+    "latent_preview",
+    "server",
+    "modules",
+}
+HOSTS |= {"diffusers", "transformers", "gradio", "backend"}
+# uniforget/: a module may import those of its own level's left neighbours only
+LEVELS = [
+    {"errors", "config", "bitcode", "sitetable"},
+    {"archs", "sites", "maskset"},
+    {"gates", "maskfile", "fingerprint", "losses", "fold"},
+    {"learn", "scores"},
+    {"hosts"},
+    {"cli", "__main__"},
+]
+
+
+def modules(folder):
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, f"{folder} has no modules"
+    return found
+
+
+def imports(path):
+    """``(dotted name with the folder's package resolved, line, at module level)`` of each import in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = path.relative_to(ROOT).parent.parts
+    top = {id(node) for node in ast.walk(tree) if isinstance(node, ast.stmt) and not _in_function(tree, node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            base = ["", *package][: len(package) + 2 - node.level] if node.level else []
+            name = ".".join([*base[1:], *([node.module] if node.module else [])]) if node.level else node.module
+            for target in [name] if node.module else [f"{name}.{alias.name}".lstrip(".") for alias in node.names]:
+                yield target, node.lineno, id(node) in top
+
+
+def _in_function(tree, wanted):
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return any(wanted is inner for function in functions for inner in ast.walk(function) if inner is not function)
+
+
+def ids(path):
+    return str(path.relative_to(ROOT))
+
+
+def test_the_reader_of_imports_sees_relative_ones(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    source = tmp_path / "nodes" / "sub" / "a.py"
+    source.parent.mkdir(parents=True)
+    source.write_text(
+        "import os.path\nfrom ...uniforget import fold\nfrom .. import inputs\nfrom .b import c\ndef f():\n    import comfy\n"
+    )
+    assert list(imports(source)) == [
+        *(("os.path", 1, True), ("uniforget", 2, True), ("nodes.inputs", 3, True), ("nodes.sub.b", 4, True), ("comfy", 6, False))
+    ]
+
+
+@pytest.mark.parametrize("path", modules("uniforget"), ids=ids)
+def test_the_engine_imports_no_host_outside_of_hosts(path):
+    if "hosts" in path.parts:
+        return
+    bad = [
+        f"{name} (line {line})"
+        for name, line, _ in imports(path)
+        if name.split(".")[0] in HOSTS | {"nodes", "testbed", "launcher"}
+    ]
+    assert not bad, f"{ids(path)} imports {', '.join(bad)}"
+
+
+@pytest.mark.parametrize("path", modules("uniforget"), ids=ids)
+def test_the_engine_imports_only_what_lies_below(path):
+    inside = path.relative_to(ROOT / "uniforget").parts[0].removesuffix(".py")
+    level = next((i for i, names in enumerate(LEVELS) if inside in names), None)
+    if level is None:
+        return
+    above = set().union(*LEVELS[level + 1 :])
+    bad = [
+        f"{name} (line {line})"
+        for name, line, _ in imports(path)
+        if name.startswith("uniforget.") and name.split(".")[1] in above
+    ]
+    assert not bad, f"{ids(path)} imports {', '.join(bad)}, which lies above it"
+
+
+@pytest.mark.parametrize("path", [*modules("nodes"), *modules("uniforget")], ids=ids)
+def test_the_pack_imports_itself_by_relative_names(path):
+    # ComfyUI loads the pack under a name made from its path: 'import uniforget' finds nothing there
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    absolute = [
+        *(n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level and n.module),
+        *(a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names),
+    ]
+    own = {"uniforget", "testbed", "launcher"}
+    bad = [name for name in absolute if name.split(".")[0] in own]
+    assert not bad, f"{ids(path)} imports {', '.join(bad)} by absolute name"
+
+
+@pytest.mark.parametrize("path", modules("testbed"), ids=ids)
+def test_the_testbed_knows_no_nodes_and_loads_no_host_on_import(path):
+    bad = [
+        f"{name} (line {line})"
+        for name, line, at_top in imports(path)
+        if name.split(".")[0] in {"nodes", "launcher"} or (at_top and name.split(".")[0] in HOSTS)
+    ]
+    assert not bad, f"{ids(path)} imports {', '.join(bad)}"
+
+
+@pytest.mark.parametrize("path", modules("launcher"), ids=ids)
+def test_the_launcher_starts_with_the_standard_library(path):
+    import sys
+
+    bad = [
+        name for name, _, at_top in imports(path) if at_top and name.split(".")[0] not in {*sys.stdlib_module_names, "launcher"}
+    ]
+    assert not bad, f"{ids(path)} imports {', '.join(bad)}"
+
+
+def test_no_file_is_longer_than_it_should_be():
+    folders = ("uniforget", "nodes", "testbed", "launcher", "tests")
+    long = [ids(p) for f in folders for p in modules(f) if len(p.read_text(encoding="utf-8").splitlines()) > 400]
+    assert not long, f"over 400 lines: {', '.join(long)}"
