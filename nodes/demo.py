@@ -40,7 +40,7 @@ class TestbedConfig(comfy.supported_models.SD3):
     """Sizes of the testbed for ComfyUI's own MMDiT class."""
 
     unet_config = {}
-    sampling_settings = {"shift": 1.0}
+    sampling_settings = {"shift": tb.SHIFT}
     latent_format = comfy.latent_formats.ChromaRadiance
     vae_key_prefix = ["vae."]
     memory_usage_factor = 1.0

@@ -8,9 +8,10 @@ from .data import to_pixels
 STEPS, CFG = 12, 3.0
 
 
-def sigmas(steps=STEPS):
-    """Evenly spaced noise levels 1 ... 0, float32 (steps + 1,)."""
-    return torch.linspace(1, 0, steps + 1)
+def sigmas(steps=STEPS, shift=tb.SHIFT):
+    """Noise levels 1 ... 0 as ComfyUI's "simple" schedule has them, float32 (steps + 1,)."""
+    t = torch.tensor([1000 - int(k * 1000 / steps) for k in range(steps)] + [0]) / 1000
+    return shift * t / (1 + (shift - 1) * t)
 
 
 class TestbedModel:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from .text import LENGTH, WIDTH, TextEncoder, WordTokenizer
 
 BLOCKS, HEADS, HIDDEN, PATCH, CANVAS = 4, 3, 192, 8, 64
+SHIFT = 3.0  # of the sampling schedule, SD3's: what a picture shows is decided at high noise
 WEIGHTS = Path(__file__).with_name("testbed.safetensors")
 DIFFUSION_PREFIX = "model.diffusion_model."
 TEXT_PREFIX = "text_encoders.uniforget_words."
