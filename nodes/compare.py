@@ -29,7 +29,7 @@ class Compare(io.ComfyNode):
                 io.Image.Input("original", tooltip="Pictures made without the mask."),
                 io.Image.Input(
                     "forgotten",
-                    tooltip="Pictures made with the mask. Use the same seed and settings, so that the mask is the only difference.",
+                    tooltip="Pictures made with the mask. Use the same seed and settings, so that only the mask differs.",
                 ),
                 io.Boolean.Input(
                     "save",
