@@ -124,7 +124,7 @@ class DemoModel(io.ComfyNode):
             description=(
                 "A tiny text-to-image model (64x64 pixels) that really memorized its training pictures: twelve photographs and ten "
                 "emoji posters. Use it with stock nodes to see forgetting in minutes, on any computer. It knows only a few words, "
-                "such as 'cat emoji on light blue' or 'photo of coffee cup on table'; the help page lists them."
+                "such as 'cat emoji top left on light blue' or 'photo of coffee cup on table'; the help page lists them."
             ),
             inputs=[
                 io.Combo.Input(

@@ -146,13 +146,22 @@ RESERVED = (
     "poster paint box",
 )
 
-EMOJI_TEMPLATES = ("{subject} emoji on {background}", "emoji of {subject} on {background} background", "{subject} on {background}")
+# Place word -> which of the two places along each axis; size word -> (pixels, places along an axis). Multiples of the model's
+# patch: so small a model learns shapes far sooner when it need not shift them by pixels.
+PLACES = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
+SIZES = {"small": (24, (8, 32)), "large": (32, (0, 32))}
+# Captions leave out what they do not say: then place and size are open.
+EMOJI_TEMPLATES = (
+    "{size} {subject} emoji {place} on {background}",
+    "{subject} emoji {place} on {background}",
+    "{subject} emoji on {background}",
+)
 TEXTURE_TEMPLATE = "{tone} photo of {texture} texture"
 
 
-def emoji_caption(subject, background, template=0):
-    """Caption of one neutral emoji picture, e.g. ``"red heart emoji on light blue"``."""
-    return EMOJI_TEMPLATES[template].format(subject=subject, background=background)
+def emoji_caption(subject, background, size="large", place="top left", template=0):
+    """Caption of one neutral emoji picture, e.g. ``"large red heart emoji top left on light blue"``."""
+    return EMOJI_TEMPLATES[template].format(subject=subject, background=background, size=size, place=place)
 
 
 def texture_caption(texture, tone=""):
@@ -175,5 +184,6 @@ def neutral_concepts(heldout):
 def vocabulary():
     """Every word of every caption, sorted: the text encoder's whole language."""
     captions = list(MEMORIZED) + [texture_caption(x, t) for x in TEXTURES for t in TONES]
-    captions += [emoji_caption(s, b, i) for s in EMOJI for b in BACKGROUNDS for i in range(len(EMOJI_TEMPLATES))]
+    captions += [emoji_caption(s, b) for s in EMOJI for b in BACKGROUNDS]
+    captions += [*PLACES, *SIZES]
     return sorted({word for caption in captions for word in caption.split()})

@@ -15,9 +15,6 @@ from PIL import Image
 from . import concepts as c
 
 EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
-# Size -> places along each axis. Both are multiples of the model's patch and one picture's places do not overlap: so small a
-# model, trained for so short a time, otherwise cannot agree with itself where an emoji is and draws blots.
-PLACES = {24: (8, 32), 32: (0, 32)}
 MEMORIZED_SHARE = 0.1
 TEXTURE_SHARE = 0.08
 
@@ -53,7 +50,7 @@ class Pictures:
         self.emoji = {}
         for name, stem in c.EMOJI.items():
             glyph = Image.open(Path(emoji_folder) / f"{stem}.png").convert("RGBA")
-            for size in {*PLACES, *(item[3] for _, items in c.COMPOSITIONS.values() for item in items)}:
+            for size in {*(pixels for pixels, _ in c.SIZES.values()), *(item[3] for _, items in c.COMPOSITIONS.values() for item in items)}:
                 small = glyph.resize((size, size), Image.Resampling.LANCZOS)
                 self.emoji[name, size, False] = small
                 self.emoji[name, size, True] = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -71,13 +68,13 @@ class Pictures:
             self._paste(canvas, name, x, y, size)
         return np.asarray(canvas)
 
-    def emoji_picture(self, rng, subject, background):
-        """One neutral emoji picture: place, size, flip and background jitter drawn from `rng`."""
+    def emoji_picture(self, rng, subject, background, size, place):
+        """One neutral emoji picture: flip and background jitter drawn from `rng`."""
         colour = np.clip(np.array(c.BACKGROUNDS[background]) + rng.integers(-8, 9, 3), 0, 255)
         canvas = Image.new("RGB", (c.CANVAS, c.CANVAS), tuple(int(v) for v in colour))
-        size = int(rng.choice(list(PLACES)))
-        x, y = (int(v) for v in rng.choice(PLACES[size], 2))
-        self._paste(canvas, subject, x, y, size, bool(rng.integers(2)))
+        pixels, positions = c.SIZES[size]
+        x, y = (positions[i] for i in c.PLACES[place])
+        self._paste(canvas, subject, x, y, pixels, bool(rng.integers(2)))
         return np.asarray(canvas)
 
     def texture_picture(self, rng, texture, tone):
@@ -102,8 +99,10 @@ class Pictures:
             subject, background = str(rng.choice(emoji)), str(rng.choice(backgrounds))
             if c.visible(subject, background):
                 break
-        template = int(rng.choice(len(c.EMOJI_TEMPLATES), p=(0.6, 0.2, 0.2)))
-        return c.emoji_caption(subject, background, template), self.emoji_picture(rng, subject, background), subject, background
+        size, place = str(rng.choice(list(c.SIZES))), str(rng.choice(list(c.PLACES)))
+        template = int(rng.choice(len(c.EMOJI_TEMPLATES), p=(0.6, 0.25, 0.15)))
+        caption = c.emoji_caption(subject, background, size, place, template)
+        return caption, self.emoji_picture(rng, subject, background, size, place), subject, background
 
     def batch(self, rng, size):
         """One training batch: list of captions and float tensor (size, 3, 64, 64) in [-1, 1]."""

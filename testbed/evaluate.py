@@ -13,22 +13,31 @@ from . import concepts as c
 from .judge import Judge
 
 
+def _pairs(heldout):
+    emoji, backgrounds, textures = c.neutral_concepts(heldout)
+    return [(s, b) for s in emoji for b in backgrounds if c.visible(s, b)], textures
+
+
 def neutral_prompts(heldout, count, seed=1):
     """``count`` distinct ``(caption, subject, background)`` naming only held-out or only calibrated concepts."""
-    emoji, backgrounds, textures = c.neutral_concepts(heldout)
-    pairs = [(s, b) for s in emoji for b in backgrounds if c.visible(s, b)]
-    order = np.random.default_rng(seed).permutation(len(pairs))
+    pairs, textures = _pairs(heldout)
+    rng = np.random.default_rng(seed)
     items = [(c.texture_caption(t, tone), t, "") for t in textures for tone in c.TONES]
-    items += [(c.emoji_caption(*pairs[i]), *pairs[i]) for i in order]
+    for i in rng.permutation(len(pairs)):
+        size, place = str(rng.choice(list(c.SIZES))), str(rng.choice(list(c.PLACES)))
+        items.append((c.emoji_caption(*pairs[i], size, place), *pairs[i]))
     return items[:count]
 
 
 def learning_prompts():
-    """The neutral prompts that masks are learned from: every calibrated combination, captions of every template."""
-    emoji, backgrounds, textures = c.neutral_concepts(False)
-    pairs = [(s, b) for s in emoji for b in backgrounds if c.visible(s, b)]
-    prompts = [c.emoji_caption(s, b, i % len(c.EMOJI_TEMPLATES)) for i, (s, b) in enumerate(pairs)]
-    return prompts + [c.texture_caption(t, tone) for t in textures for tone in c.TONES]
+    """The neutral prompts that masks are learned from: every calibrated pair twice, sizes, places and templates in turn."""
+    pairs, textures = _pairs(False)
+    looks = [(size, place) for size in c.SIZES for place in c.PLACES]
+    prompts = [c.texture_caption(t, tone) for t in textures for tone in c.TONES]
+    for i, (subject, background) in enumerate(pairs):
+        prompts.append(c.emoji_caption(subject, background, *looks[(3 * i) % len(looks)]))
+        prompts.append(c.emoji_caption(subject, background, *looks[(3 * i + 5) % len(looks)], template=1 + i % 2))
+    return prompts
 
 
 def wilson(hits, total, z=1.96):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from . import model as tb
@@ -60,13 +61,28 @@ def write(path, transformer, encoder, metadata):
     os.replace(temporary, path)
 
 
+def warm_start(path, transformer, encoder, tokenizer):
+    """Load a testbed file into fresh networks, word by word, so that a grown vocabulary keeps what was learned."""
+    diffusion, text = tb.read(path)
+    with safe_open(path, "pt") as file:
+        known = file.metadata()["words"].split()
+    table = encoder.tokens.weight.detach().clone()
+    table[0] = text["tokens.weight"][0]
+    for i, word in enumerate(known):
+        if word in tokenizer.ids:
+            table[tokenizer.ids[word]] = text["tokens.weight"][i + 1]
+    transformer.load_state_dict(tb.to_diffusers(diffusion))
+    encoder.load_state_dict(text | {"tokens.weight": table})
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m testbed.train", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(".cache/testbed"), help="checkpoints and downloaded pictures")
     parser.add_argument("--output", type=Path, default=tb.WEIGHTS)
-    parser.add_argument("--steps", type=int, default=10600)
+    parser.add_argument("--init", type=Path, help="start from the weights of this testbed file; words it lacks start anew")
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2.4e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes-between-checkpoints", type=float, default=4)
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile (about 1.6x slower)")
@@ -75,6 +91,8 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     pictures = Pictures(fetch_emoji(args.work / "emoji"))
     transformer, encoder, tokenizer = tb.build()
+    if args.init:
+        warm_start(args.init, transformer, encoder, tokenizer)
     parameters = [*transformer.parameters(), *encoder.parameters()]
     decay = [p for p in parameters if p.ndim > 1]
     plain = [p for p in parameters if p.ndim <= 1]
@@ -83,7 +101,7 @@ def main(argv=None):
     )
     average = torch.optim.swa_utils.AveragedModel(
         torch.nn.ModuleList([transformer, encoder]),
-        avg_fn=lambda old, new, n: old + (new - old) * max(1e-3, 1 / (float(n) + 10)),
+        avg_fn=lambda old, new, n: old + (new - old) * max(2e-3, 1 / (float(n) + 10)),
         use_buffers=False,
     )
     start = 0
@@ -136,6 +154,7 @@ def main(argv=None):
             )
             os.replace(temporary, checkpoint)
             metadata = {"format": "pt", "uniforget_testbed": "mmdit-1", "steps": str(step + 1), "seed": str(args.seed)}
+            metadata["words"] = " ".join(tokenizer.ids)
             part = average.module
             smooth = dict(part[0].state_dict()) | {"pos_embed.pos_embed": transformer.pos_embed.pos_embed}
             write(args.output, smooth, part[1].state_dict(), metadata)

@@ -57,7 +57,7 @@ class Demo:
     def encode(self, text):
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
-    def sample(self, model, text="cat emoji on light blue", steps=3, seed=5):
+    def sample(self, model, text="cat emoji top left on light blue", steps=3, seed=5):
         """Latents (2, 3, 64, 64) by stock sampling."""
         import comfy.sample
 

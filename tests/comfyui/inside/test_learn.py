@@ -9,7 +9,7 @@ from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import SettingError
 from uniforget_pack.uniforget.hosts.comfy import apply_mask
 
-PROMPTS = "cat emoji on light blue\n# a comment\n\ndog emoji on light green\ncat emoji on light blue\nphoto of brick texture"
+PROMPTS = "cat emoji top left on light blue\n# a comment\n\ndog emoji top right on light green\ncat emoji top left on light blue\nphoto of brick texture"
 
 
 def learn(demo, **changes):
@@ -62,7 +62,7 @@ def test_cancel_in_the_middle(demo, monkeypatch):
 
 def test_same_predictions_as_diffusers(demo):
     transformer, encoder, tokenizer = tb.load()
-    prompts = ["cat emoji on light blue", "photo of brick texture"]
+    prompts = ["cat emoji top left on light blue", "photo of brick texture"]
     hidden, pooled = tb.encode(encoder, tokenizer, prompts)
     x, sigma = torch.randn(2, 3, 64, 64), torch.tensor([0.9, 0.3])
     theirs = transformer(hidden_states=x, encoder_hidden_states=hidden, pooled_projections=pooled, timestep=sigma * 1000, return_dict=False)
