@@ -163,7 +163,9 @@ def succeeded(entry: dict[str, Any]) -> dict[str, Any]:
     status = entry.get("status") or {}
     messages = dict(status.get("messages") or [])
     if failed := messages.get("execution_error"):
+        # the last calls say where; ComfyUI's log has the whole
         trace = "".join(failed.get("traceback") or [])
+        trace = "\n".join([line for line in trace.splitlines() if line.strip(" ^~")][-8:])
         where = f"{failed.get('node_type')} (node {failed.get('node_id')})"
         raise WorkflowError(
             f"{where} failed: {failed.get('exception_type')}: {failed.get('exception_message', '').strip()}\n{trace}"
