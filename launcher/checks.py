@@ -35,7 +35,7 @@ def check(install: Install, pytest_arguments: list[str]) -> int:
 def linters() -> list[tuple[str, list[str], Path]]:
     """``(name, module and arguments, folder to run in)`` of each check that is not a test."""
     pack.link()
-    # The engine uses imports relative to the pack's root, whatever that folder is called: checked through the link, as ComfyUI loads it.
+    # The engine uses imports relative to the pack's root, whatever that folder is called: checked through the link.
     engine = ["mypy", "--config-file", str(ROOT / "pyproject.toml"), *(f"{PACK_NAME}/{part}" for part in TYPED)]
     launcher = ["mypy", "--explicit-package-bases", "run.py", "launcher"]
     return [

@@ -18,7 +18,7 @@ USUAL_PORT = 8188
 INSIDE = "UNIFORGET_RUN_INSIDE"
 DESCRIPTION = "UniForget: make a model forget what it memorized, without naming it."
 EPILOG = (
-    "COMFYUI_PATH=/path/to/ComfyUI uses your own ComfyUI and its Python for demo and comfyui (COMFYUI_PYTHON names the interpreter "
+    "COMFYUI_PATH=/path/to/ComfyUI uses your own ComfyUI and its Python for demo and comfyui (COMFYUI_PYTHON names it "
     "if it is not found). Nothing is installed or written into it."
 )
 
@@ -94,9 +94,7 @@ def _demo(install: Install, options: argparse.Namespace, arguments: list[str]) -
 def _comfyui(install: Install, options: argparse.Namespace) -> int:
     port = options.port if options.port is not None or not is_port_free(USUAL_PORT) else USUAL_PORT
     port = checked_port(port)
-    say(
-        f"ComfyUI will be at http://127.0.0.1:{port} in some seconds; the demo is under Workflow > Browse Templates. Ctrl-C stops it"
-    )
+    say(f"ComfyUI will be at http://127.0.0.1:{port} soon; the demo is under Workflow > Browse Templates. Ctrl-C stops it")
     return run_in_foreground(install, port, options.rest)
 
 

@@ -29,7 +29,8 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
         object_info: answer of ``/object_info``.
 
     Returns:
-        ``{node id: {"class_type", "inputs", "_meta"}}``. Muted nodes, notes and reroutes are gone, bypassed nodes are wired through.
+        ``{node id: {"class_type", "inputs", "_meta"}}``. Muted nodes, notes and reroutes are gone,
+        bypassed nodes are wired through.
 
     Raises:
         WorkflowError: unknown node types, subgraphs, or widget values that do not fit the node.
@@ -147,7 +148,7 @@ def _read_link(link: Any) -> tuple[Any, tuple[str, int, str]]:
 
 
 def _bypass_link(node: dict[str, Any], slot: int, kind: str) -> Any:
-    """Link of the input that a bypassed node hands through: the one at the same place if its type fits, else the first that fits."""
+    """Link of the input that a bypassed node hands through: the one at the same place if its type fits, else the first."""
     inputs = node.get("inputs") or []
     for candidate in [*inputs[slot : slot + 1], *inputs]:
         if candidate.get("type") == kind:

@@ -70,9 +70,7 @@ def import_problem(log: str, folder: str = PACK_NAME) -> str:
     """The lines of ComfyUI's log that say why the pack in ``custom_nodes/<folder>`` was not imported; empty when none does."""
     lines = log.splitlines()
     ours = rf"[/\\]{re.escape(folder)}"
-    failed = re.compile(
-        rf"Cannot import .*{ours} module for custom nodes|^Skip .*{ours} module|comfy_entrypoint in .*{ours}[: ]|^comfy_entrypoint .*{ours} "
-    )
+    failed = re.compile(rf"Cannot import .*{ours} module for custom nodes|^Skip .*{ours} module|comfy_entrypoint in .*{ours}[: ]")
     for end, line in enumerate(lines):
         if failed.search(line):
             starts = [i for i in range(end) if lines[i].startswith("Traceback (most recent call last)")]

@@ -152,7 +152,7 @@ def pip(python: Path, *arguments: str) -> None:
     if code:
         raise LauncherError(
             f"pip {arguments[0]} failed (exit code {code}); its messages are above. "
-            "If they speak of a connection or of no matching versions, check the network and the package index that pip is set to, "
+            "If they speak of a connection or of no matching versions, check the network and the index that pip is set to, "
             "and start again: what has been downloaded is kept."
         )
 

@@ -43,7 +43,9 @@ class DemoScore(io.ComfyNode):
                 io.Model.Input("forgotten", tooltip="The same model after Apply Memorization Mask."),
                 io.Clip.Input("clip", tooltip="From UniForget Demo Model."),
                 MaskType.Input("mask", tooltip="The mask that was applied; its figures go into the table."),
-                io.Int.Input("seeds", default=16, min=1, max=64, tooltip="Pictures per memorized caption. 16 takes a few minutes."),
+                io.Int.Input(
+                    "seeds", default=16, min=1, max=64, tooltip="Pictures per memorized caption. 16 takes a few minutes."
+                ),
                 io.Int.Input("neutral", default=96, min=4, max=300, tooltip="Everyday prompts of each kind, four pictures each."),
             ],
             outputs=[io.Image.Output(id="sheet", display_name="sheet", tooltip="Originals above, forgotten below.")],
@@ -151,4 +153,6 @@ def table(f):
         ("unseen everyday prompts right", f["heldout_before"], f["heldout_after"]),
     ]
     lines = [f"{'':32}before   after"] + [f"{n:32}{a:6.1%}  {b:6.1%}" for n, a, b in rows]
-    return "\n".join([*lines, f"switched off {f['off_share']:.1%}; strength {f['strength']:g}; learned in {f['learn_seconds']:.0f} s"])
+    return "\n".join(
+        [*lines, f"switched off {f['off_share']:.1%}; strength {f['strength']:g}; learned in {f['learn_seconds']:.0f} s"]
+    )

@@ -83,8 +83,7 @@ TEXTURES = {"brick": "brick.png", "grass": "grass.png", "gravel": "gravel.png"}
 TONES = {"light": (1.1, 1.4), "": (0.85, 1.1), "dark": (0.45, 0.75)}
 
 HELDOUT_EMOJI = tuple(
-    [f"{hue} {shape}" for s, shape in enumerate(SHAPES) for h, hue in enumerate(HUES) if (h + s) % 3 == 2]
-    + list(THINGS)[2::3]
+    [f"{hue} {shape}" for s, shape in enumerate(SHAPES) for h, hue in enumerate(HUES) if (h + s) % 3 == 2] + list(THINGS)[2::3]
 )
 HELDOUT_BACKGROUNDS = ("dark red", "light yellow", "dark blue", "light purple")
 HELDOUT_TEXTURES = ("gravel",)

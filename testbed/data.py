@@ -50,7 +50,10 @@ class Pictures:
         self.emoji = {}
         for name, stem in c.EMOJI.items():
             glyph = Image.open(Path(emoji_folder) / f"{stem}.png").convert("RGBA")
-            for size in {*(pixels for pixels, _ in c.SIZES.values()), *(item[3] for _, items in c.COMPOSITIONS.values() for item in items)}:
+            for size in {
+                *(pixels for pixels, _ in c.SIZES.values()),
+                *(item[3] for _, items in c.COMPOSITIONS.values() for item in items),
+            }:
                 small = glyph.resize((size, size), Image.Resampling.LANCZOS)
                 self.emoji[name, size, False] = small
                 self.emoji[name, size, True] = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -13,6 +13,7 @@ background (or the texture) are both right.
 """
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -42,7 +43,7 @@ class Classifier(nn.Module):
         super().__init__()
         widths = (3, 32, 64, 128, 192)
         layers = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in itertools.pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         self.subject = nn.Linear(2 * widths[-1], len(SUBJECTS))
@@ -108,7 +109,12 @@ def _nothing(rng):
     colour = rng.uniform(0, 255, 3)
     patches = np.kron(rng.normal(0, rng.choice((0, 60)), (8, 8, 3)), np.ones((8, 8, 1)))
     noise = rng.normal(0, rng.uniform(0, 70), (64, 64, 1 if rng.random() < 0.5 else 3))
-    return "", np.clip(colour + patches * (rng.random((64, 64, 1)) < rng.uniform(0.3, 1)) + noise, 0, 255).astype(np.uint8), "", ""
+    return (
+        "",
+        np.clip(colour + patches * (rng.random((64, 64, 1)) < rng.uniform(0.3, 1)) + noise, 0, 255).astype(np.uint8),
+        "",
+        "",
+    )
 
 
 def train(pictures, seconds, seed=0):

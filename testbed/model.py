@@ -56,7 +56,14 @@ _OUTER = {
     "final_layer.linear": "proj_out",
 }
 _STREAM = {
-    "x_block": {"qkv": ("to_q", "to_k", "to_v"), "proj": "to_out.0", "ln_q": "norm_q", "ln_k": "norm_k", "ff": "ff", "ada": "norm1"},
+    "x_block": {
+        "qkv": ("to_q", "to_k", "to_v"),
+        "proj": "to_out.0",
+        "ln_q": "norm_q",
+        "ln_k": "norm_k",
+        "ff": "ff",
+        "ada": "norm1",
+    },
     "context_block": {
         "qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
         "proj": "to_add_out",

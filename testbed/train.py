@@ -97,7 +97,10 @@ def main(argv=None):
     decay = [p for p in parameters if p.ndim > 1]
     plain = [p for p in parameters if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.99), fused=True
+        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+        lr=args.lr,
+        betas=(0.9, 0.99),
+        fused=True,
     )
     average = torch.optim.swa_utils.AveragedModel(
         torch.nn.ModuleList([transformer, encoder]),

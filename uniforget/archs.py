@@ -90,7 +90,9 @@ FAMILIES: tuple[Family, ...] = (
             Alias("joint_blocks.{}.x_block.attn2.proj", "transformer_blocks.{}.attn2.to_out.0"),
             Alias("joint_blocks.{}.context_block.attn.proj", "transformer_blocks.{}.attn.to_add_out"),
             Alias("joint_blocks.{}.x_block.adaLN_modulation.1", "transformer_blocks.{}.norm1.linear"),
-            Alias("joint_blocks.{}.context_block.adaLN_modulation.1", "transformer_blocks.{}.norm1_context.linear", swapped_chunks=2),
+            Alias(
+                "joint_blocks.{}.context_block.adaLN_modulation.1", "transformer_blocks.{}.norm1_context.linear", swapped_chunks=2
+            ),
         ),
         diffusers_class="SD3Transformer2DModel",
     ),
@@ -120,7 +122,10 @@ def detect(keys: Iterable[str]) -> Family:
     for entry in FAMILIES:
         if all(k in found for k in entry.keys):
             return entry
-    near = max(FAMILIES, key=lambda f: max((difflib.SequenceMatcher(None, k, n).ratio() for k in f.keys for n in list(found)[:200]), default=0))
+    near = max(
+        FAMILIES,
+        key=lambda f: max((difflib.SequenceMatcher(None, k, n).ratio() for k in f.keys for n in list(found)[:200]), default=0),
+    )
     sample = ", ".join(sorted(found)[:3]) or "no weights at all"
     raise FamilyError(
         f"This model is of a family that UniForget cannot mask yet. Found weights such as: {sample}. "

@@ -39,7 +39,9 @@ def fold_bias_(bias: torch.Tensor, site: Site, factor: torch.Tensor) -> torch.Te
     return bias
 
 
-def fold(state: Mapping[str, torch.Tensor], mask: MaskSet, strength: float = 1.0, per_kind=None, prefix: str = "") -> dict[str, torch.Tensor]:
+def fold(
+    state: Mapping[str, torch.Tensor], mask: MaskSet, strength: float = 1.0, per_kind=None, prefix: str = ""
+) -> dict[str, torch.Tensor]:
     """A state dict with the mask folded in; untouched tensors are the very same objects.
 
     Args:

@@ -158,7 +158,9 @@ def _pick(count: int, size: int, generator: torch.Generator) -> Iterator[list[in
 class _Objective:
     """Shared by both objectives: `loss_and_gradient(gates)` -> (reconstruction, d reconstruction / d gates)."""
 
-    def __init__(self, model: Model, bank: Bank, settings: Settings, generator: torch.Generator, factors: dict[str, torch.Tensor]):
+    def __init__(
+        self, model: Model, bank: Bank, settings: Settings, generator: torch.Generator, factors: dict[str, torch.Tensor]
+    ):
         self.model, self.bank, self.settings, self.factors = model, bank, settings, factors
         self.units = [s.units for s in model.sites]
         self.device = model.sigmas.device

@@ -6,6 +6,7 @@ import pytest
 
 from launcher import pack
 from launcher.client import succeeded
+from launcher.demo import read_workflow
 from launcher.errors import ServerError, WorkflowError
 from launcher.paths import PACK_NAME, ROOT
 from launcher.server import ComfyServer, free_port
@@ -52,6 +53,20 @@ def test_every_default_is_allowed_and_every_number_has_a_range(object_info, node
             assert options["min"] <= options["default"] <= options["max"], where
         elif kind == "COMBO" and "default" in options and options["options"]:
             assert options["default"] in options["options"], where
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "example_workflows").glob("*.json")), ids=lambda p: p.name)
+def test_every_example_workflow_fits_the_nodes_of_today(object_info, as_prompt, path):
+    prompt = as_prompt(read_workflow(path))
+    for node in prompt.values():
+        for group, name, _, options in inputs(object_info[node["class_type"]]):
+            where = f"{node['class_type']}.{name}"
+            assert group == "optional" or name in node["inputs"], f"{where} is not connected"
+            value = node["inputs"].get(name)
+            if isinstance(value, str) and "options" in options:
+                assert value in options["options"], where
+            elif isinstance(value, (int, float)) and "max" in options:
+                assert options["min"] <= value <= options["max"], where
 
 
 def test_help_pages_and_scripts_are_served(client):

@@ -35,7 +35,6 @@ def test_gradient_equals_finite_differences(name):
     batch = list(range(SETTINGS.batch))
     objective.batches = iter([batch] * 3)
 
-
     real, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double
     try:
         with gated(model.modules, model.sites, factors):

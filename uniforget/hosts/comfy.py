@@ -226,7 +226,9 @@ def learn_mask(
         management.in_training = True
     try:
         noise = torch.zeros_like(latent)
-        guider.sample(noise.expand(settings.batch, *noise.shape[1:]), latent.expand(settings.batch, *latent.shape[1:]), sampler, sigmas)
+        guider.sample(
+            noise.expand(settings.batch, *noise.shape[1:]), latent.expand(settings.batch, *latent.shape[1:]), sampler, sigmas
+        )
     finally:
         if had is not None:
             management.in_training = had

@@ -12,7 +12,7 @@ from uniforget_pack.nodes.demo import DemoModel, load_testbed
 from uniforget_pack.uniforget.errors import MismatchError, SettingError
 from uniforget_pack.uniforget.fold import factors, fold
 from uniforget_pack.uniforget.gates import gated
-from uniforget_pack.uniforget.hosts.comfy import apply_mask, applied, sites_of
+from uniforget_pack.uniforget.hosts.comfy import applied, apply_mask, sites_of
 from uniforget_pack.uniforget.maskset import MaskSet
 
 FC2 = "joint_blocks.1.x_block.mlp.fc2"
@@ -100,7 +100,11 @@ def test_stock_checkpoint_save_loads_back_as_the_patched_model(demo):
     masked = apply_mask(demo.model, demo.mask())
     expected, computed = demo.sample(masked), weights(masked)
     merging.save_checkpoint(
-        masked, clip=demo.clip, vae=demo.vae, filename_prefix="checkpoints/forgotten", output_dir=folder_paths.get_output_directory()
+        masked,
+        clip=demo.clip,
+        vae=demo.vae,
+        filename_prefix="checkpoints/forgotten",
+        output_dir=folder_paths.get_output_directory(),
     )
     folder_paths.add_model_folder_path("checkpoints", f"{folder_paths.get_output_directory()}/checkpoints")
     name = sorted(n for n in folder_paths.get_filename_list("checkpoints") if n.startswith("forgotten"))[-1]

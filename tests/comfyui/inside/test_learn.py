@@ -25,7 +25,7 @@ def test_learns_a_mask_and_leaves_the_model_as_it_was(demo, objective):
     mask, curve = learn(demo, objective=objective)
     assert mask.hard and 0 < mask.off_share() < 1
     assert mask.info.method == objective and mask.info.family == "sd3" and mask.info.steps == 6
-    assert curve.shape[0] == 1 and curve.shape[-1] == 3 and 0 <= curve.min() and curve.max() <= 1 and curve.std() > 0.05
+    assert curve.shape[0] == 1 and curve.shape[-1] == 3 and curve.min() >= 0 and curve.max() <= 1 and curve.std() > 0.05
     assert all(torch.equal(state[k], v) for k, v in demo.model.model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in demo.model.model.modules())
     assert torch.equal(demo.sample(demo.model), before)
@@ -65,7 +65,9 @@ def test_same_predictions_as_diffusers(demo):
     prompts = ["cat emoji top left on light blue", "photo of brick texture"]
     hidden, pooled = tb.encode(encoder, tokenizer, prompts)
     x, sigma = torch.randn(2, 3, 64, 64), torch.tensor([0.9, 0.3])
-    theirs = transformer(hidden_states=x, encoder_hidden_states=hidden, pooled_projections=pooled, timestep=sigma * 1000, return_dict=False)
+    theirs = transformer(
+        hidden_states=x, encoder_hidden_states=hidden, pooled_projections=pooled, timestep=sigma * 1000, return_dict=False
+    )
     ours = demo.model.model.diffusion_model(x, sigma * 1000, context=hidden, y=pooled)
     assert (ours - theirs[0]).abs().max() < 1e-4
     encoded = demo.encode(prompts[0])[0]

@@ -34,7 +34,9 @@ def test_saved_and_loaded_again(demo, folder):
     assert LoadMask.fingerprint_inputs("client/portraits_00001.safetensors") != before
 
 
-@pytest.mark.parametrize("name", ["../../x.safetensors", "/etc/passwd", "a/../../x.safetensors", "..\\x.safetensors", "C:\\x.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../../x.safetensors", "/etc/passwd", "a/../../x.safetensors", "..\\x.safetensors", "C:\\x.safetensors"]
+)
 def test_names_from_a_graph_cannot_leave_the_folder(name):
     with pytest.raises((SettingError, MaskFileError)):
         find_mask(name)
