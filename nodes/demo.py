@@ -39,7 +39,7 @@ class TestbedModel(comfy.model_base.SD3):
 class TestbedConfig(comfy.supported_models.SD3):
     """Sizes of the testbed for ComfyUI's own MMDiT class."""
 
-    unet_config = {}
+    unet_config: dict = {}
     sampling_settings = {"shift": tb.SHIFT}
     latent_format = comfy.latent_formats.ChromaRadiance
     vae_key_prefix = ["vae."]

@@ -24,8 +24,9 @@ def neutral_prompts(heldout, count, seed=1):
     rng = np.random.default_rng(seed)
     items = [(c.texture_caption(t, tone), t, "") for t in textures for tone in c.TONES]
     for i in rng.permutation(len(pairs)):
+        subject, background = pairs[i]
         size, place = str(rng.choice(list(c.SIZES))), str(rng.choice(list(c.PLACES)))
-        items.append((c.emoji_caption(*pairs[i], size, place), *pairs[i]))
+        items.append((c.emoji_caption(subject, background, size, place), subject, background))
     return items[:count]
 
 

@@ -102,8 +102,9 @@ def main(argv=None):
         betas=(0.9, 0.99),
         fused=True,
     )
+    both = torch.nn.ModuleList([transformer, encoder])
     average = torch.optim.swa_utils.AveragedModel(
-        torch.nn.ModuleList([transformer, encoder]),
+        both,
         avg_fn=lambda old, new, n: old + (new - old) * max(2e-3, 1 / (float(n) + 10)),
         use_buffers=False,
     )
@@ -136,7 +137,7 @@ def main(argv=None):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        average.update_parameters(torch.nn.ModuleList([transformer, encoder]))
+        average.update_parameters(both)
         running += (loss.item() - running) / min(100, step - start + 1)
         if (step + 1) % 50 == 0:
             pace = (time.time() - began) / (step + 1 - start)
@@ -158,9 +159,9 @@ def main(argv=None):
             os.replace(temporary, checkpoint)
             metadata = {"format": "pt", "uniforget_testbed": "mmdit-1", "steps": str(step + 1), "seed": str(args.seed)}
             metadata["words"] = " ".join(tokenizer.ids)
-            part = average.module
-            smooth = dict(part[0].state_dict()) | {"pos_embed.pos_embed": transformer.pos_embed.pos_embed}
-            write(args.output, smooth, part[1].state_dict(), metadata)
+            smooth_transformer, smooth_encoder = average.module.children()
+            smooth = dict(smooth_transformer.state_dict()) | {"pos_embed.pos_embed": transformer.pos_embed.pos_embed}
+            write(args.output, smooth, smooth_encoder.state_dict(), metadata)
 
 
 if __name__ == "__main__":

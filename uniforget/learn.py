@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -155,8 +156,8 @@ def _pick(count: int, size: int, generator: torch.Generator) -> Iterator[list[in
         del order[:size]
 
 
-class _Objective:
-    """Shared by both objectives: `loss_and_gradient(gates)` -> (reconstruction, d reconstruction / d gates)."""
+class _Objective(ABC):
+    """What both objectives share."""
 
     def __init__(
         self, model: Model, bank: Bank, settings: Settings, generator: torch.Generator, factors: dict[str, torch.Tensor]
@@ -168,6 +169,10 @@ class _Objective:
     def install(self, gates: torch.Tensor) -> None:
         """Make the model's hooks use `gates` (flat, all sites in order)."""
         self.factors.update(zip((s.path for s in self.model.sites), gates.split(self.units), strict=True))
+
+    @abstractmethod
+    def loss_and_gradient(self, gates: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Relative reconstruction loss of the next batch under flat `gates`, and its gradient with respect to them."""
 
 
 class Stepwise(_Objective):
@@ -191,7 +196,7 @@ class Stepwise(_Objective):
         self.install(gates)
         _, positive, negative = guided(self.model, x, sigma, which, self.settings.cfg)
         error = (positive - self.bank.positive[rows, ks].to(positive)).square().flatten(1).mean(1)
-        if negative is not None:
+        if negative is not None and self.bank.negative is not None:
             error = (error + (negative - self.bank.negative[rows, ks].to(negative)).square().flatten(1).mean(1)) / 2
         loss = (error * self.weights[ks.to(self.device)] / sigma.square()).mean() / self.bank.scale
         (gradient,) = torch.autograd.grad(loss, gates)
