@@ -57,7 +57,8 @@ def decode(data: bytes, units: Sequence[int], kinds: Sequence[str]) -> np.ndarra
         raise CodeError(f"the gates' coding is {coding}, not 0 to 3")
     groups = _groups(coding, kinds)
     size = 2 * (int(groups.max()) + 1)
-    if len(body) < size:
+    # Before anything of the size that is claimed is allocated.
+    if len(body) < size + _STATE_BYTES * _lanes(count):
         raise CodeError("the gates end too early")
     rates = np.frombuffer(body[:size], "<u2")
     if not rates.all():
@@ -109,7 +110,7 @@ def _encode_lanes(bits: np.ndarray, rates: np.ndarray) -> bytes:
 def _decode_lanes(data: bytes, rates: np.ndarray) -> np.ndarray:
     count, lanes = len(rates), _lanes(len(rates))
     head = _STATE_BYTES * lanes
-    if len(data) < head or (len(data) - head) % 2:
+    if (len(data) - head) % 2:
         raise CodeError("the gates end too early")
     raw = np.zeros((lanes, 8), np.uint8)
     raw[:, :_STATE_BYTES] = np.frombuffer(data, np.uint8, head).reshape(lanes, _STATE_BYTES)

@@ -1,0 +1,75 @@
+"""The settings that users see."""
+
+import dataclasses
+import math
+
+import pytest
+
+from uniforget import config
+from uniforget.errors import SettingError
+from uniforget.learn import OBJECTIVES, Settings
+from uniforget.sites import TARGETS
+
+ALL = [*config.LEARN.values(), *config.APPLY.values()]
+
+
+@pytest.mark.parametrize("param", ALL, ids=lambda p: p.name)
+def test_every_default_is_valid_and_every_setting_is_explained(param):
+    assert param.check(param.default) == param.default
+    assert type(param.check(param.default)) is type(param.default)
+    assert len(param.tooltip) > 30
+    assert param.tooltip.endswith(".")
+
+
+@pytest.mark.parametrize("param", [p for p in ALL if p.kind in ("int", "float")], ids=lambda p: p.name)
+def test_numbers_end_where_their_range_ends(param):
+    assert param.check(param.minimum) == param.minimum
+    assert param.check(param.maximum) == param.maximum
+    for value in (param.minimum - 1, param.maximum + 1, math.nan, math.inf, "1", None, True):
+        with pytest.raises(SettingError, match=f"Setting '{param.name}': expected a .*number from .*; found"):
+            param.check(value)
+
+
+def test_the_message_names_setting_range_and_value():
+    with pytest.raises(SettingError) as caught:
+        config.LEARN["width"].check(515)
+    assert str(caught.value) == "Setting 'width': expected a whole number from 64 to 2048 in steps of 8; found 515."
+    with pytest.raises(SettingError, match="expected one of 'stepwise', 'trajectory'; found 'magic'"):
+        config.LEARN["objective"].check("magic")
+
+
+def test_a_whole_number_stays_exact_and_a_fraction_is_refused():
+    assert config.LEARN["seed"].check(2**64 - 1) == 2**64 - 1
+    assert config.LEARN["steps"].check(3.0) == 3
+    with pytest.raises(SettingError, match="'steps'"):
+        config.LEARN["steps"].check(3.5)
+
+
+def test_other_kinds():
+    flag = config.Param("flag", False, "", "bool")
+    assert flag.check(True) is True
+    with pytest.raises(SettingError, match="expected True or False; found 1"):
+        flag.check(1)
+    with pytest.raises(SettingError, match="expected text; found 1"):
+        config.Param("words", "", "", "text").check(1)
+
+
+def test_presets_set_beta_and_custom_leaves_it():
+    assert [config.resolve_beta(p, 77.0) for p in ("weak", "medium", "strong", "custom")] == [*config.PRESETS.values(), 77.0]
+    assert list(config.PRESETS) == ["weak", "medium", "strong"]
+    with pytest.raises(SettingError, match="'beta'"):
+        config.resolve_beta("custom", 101)
+    with pytest.raises(SettingError, match="'preset'"):
+        config.resolve_beta("huge", 1)
+
+
+def test_the_choices_are_those_the_engine_knows():
+    assert set(config.LEARN["targets"].choices) == set(TARGETS)
+    assert set(config.LEARN["objective"].choices) == set(OBJECTIVES)
+    assert set(config.LEARN["preset"].choices) == {*config.PRESETS, "custom"}
+
+
+def test_the_engines_own_defaults_are_the_users():
+    shown = {f.name: f.default for f in dataclasses.fields(Settings) if f.name in config.LEARN}
+    assert {"beta", "steps", "learning_rate", "batch", "cfg", "seed", "objective"} <= shown.keys()
+    assert shown == {name: config.LEARN[name].default for name in shown}
