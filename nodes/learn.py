@@ -23,6 +23,8 @@ from .demo import TestbedModel
 from .inputs import CATEGORY, MaskType, to_input
 from .picture import curve_picture
 
+LOOKING = 100  # steps of the progress bar for watching the untouched model, before learning starts
+
 
 def read_prompts(text, model):
     """Prompts of a multiline text, one a line; empty means the bundled list that fits the model."""
@@ -93,18 +95,19 @@ class LearnMask(io.ComfyNode):
         latent = _empty_latent(model, values["width"], values["height"])
         sampling = model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", values["sampling_steps"])
-        bar = comfy.utils.ProgressBar(settings.steps)
+        total = LOOKING + settings.steps
+        bar = comfy.utils.ProgressBar(total)
         curve: list[Progress] = []
 
         def report(progress):
             comfy.model_management.throw_exception_if_processing_interrupted()
             if progress.stage == "teacher":
-                bar.update_absolute(0, settings.steps)
+                bar.update_absolute(LOOKING * progress.step // progress.steps, total)
                 return
             curve.append(progress)
             show = progress.step % max(1, settings.steps // 40) == 0
             preview = ("JPEG", curve_picture(curve, settings.steps), 512) if show else None
-            bar.update_absolute(progress.step, settings.steps, preview)
+            bar.update_absolute(LOOKING + progress.step, total, preview)
 
         chosen = [site for site in sites if site.kind in kinds]
         result = host.learn_mask(model, chosen, positive, negative, latent, sigmas, settings, info, report)

@@ -3,7 +3,7 @@
 import comfy.model_management
 import pytest
 import torch
-from uniforget_pack.nodes.learn import LearnMask
+from uniforget_pack.nodes.learn import LOOKING, LearnMask
 from uniforget_pack.testbed import model as tb
 from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import SettingError
@@ -48,13 +48,13 @@ def test_cancel_in_the_middle(demo, monkeypatch):
 
     def update(self, value, total=None, preview=None):
         calls.append(value)
-        if value == 3:
+        if value == LOOKING + 3:
             comfy.model_management.interrupt_current_processing(True)
 
     monkeypatch.setattr("comfy.utils.ProgressBar.update_absolute", update)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         learn(demo)
-    assert max(calls) == 3, "stopped at once"
+    assert max(calls) == LOOKING + 3, "stopped at once"
     comfy.model_management.interrupt_current_processing(False)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in demo.model.model.modules())
     assert torch.equal(demo.sample(demo.model), before)
