@@ -44,9 +44,9 @@ def soft_mask():
     return MaskSet(gates, {FFN: "ffn", NORM: "norm"}, INFO)
 
 
-def coded_mask(scale=10):
+def coded_mask(ffn=3000, norm=2000, every=7):
     """Enough gates for the entropy coder: every 7th neuron and every 29th channel is off."""
-    gates = {FFN: (torch.arange(300 * scale) % 7 != 0).float(), NORM: (torch.arange(200 * scale) % 29 != 0).float()}
+    gates = {FFN: (torch.arange(ffn) % every != 0).float(), NORM: (torch.arange(norm) % 29 != 0).float()}
     return MaskSet(gates, {FFN: "ffn", NORM: "norm"}, INFO)
 
 
@@ -644,7 +644,7 @@ def mutations(seeds, count):
 
 
 def test_every_damaged_file_is_a_valid_mask_or_one_of_our_errors():
-    seeds = [maskfile.dumps(mask) for mask in (hard_mask(), soft_mask(), coded_mask(scale=1))]
+    seeds = [maskfile.dumps(mask) for mask in (hard_mask(), soft_mask(), coded_mask(100, 60, every=25))]
     assert split(seeds[2])[2][0] == 1  # entropy coded
     # With a valid header around damaged contents, so that the damage reaches the inner decoders too.
     inner = []
