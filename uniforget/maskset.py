@@ -168,7 +168,7 @@ class MaskSet:
             f"mask {self.digest()} ({'hard' if self.hard else 'soft'}), family {info.family}",
             f"switched off: {shares}",
             f"learned with: {info.preset or 'custom'}, beta {info.beta:g}, {info.method or 'unknown method'}, seed {info.seed}",
-            f"base model: {' '.join(filter(None, [info.base_name, f'({info.base[:10]})' if info.base else ''])) or 'unknown'}",
+            f"base model: {info.base_name or 'unknown'}",
         ]
         return "\n".join(lines)
 

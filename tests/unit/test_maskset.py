@@ -60,7 +60,7 @@ def test_order_is_kept_and_later_changes_to_the_callers_dicts_do_not_reach_the_m
 def test_summary_tells_what_people_need():
     info = MaskInfo("sd3", "f00", "my model", "stepwise", 2.0, "medium", seed=7)
     text = mask(info=info).summary()
-    for part in (mask().digest(), "soft", "sd3", "ffn 50.0%", "norm 0.0%", "medium", "beta 2", "seed 7", "my model (f00)"):
+    for part in (mask().digest(), "soft", "sd3", "ffn 50.0%", "norm 0.0%", "medium", "beta 2", "seed 7", "base model: my model"):
         assert part in text
 
 
