@@ -213,7 +213,7 @@ def test_missing_files_are_named(editor):
     widget = editor.compare(node)
     widget.root.get_by_text("uniforget/gone_00001_.png").first.wait_for()
     assert "Run the workflow" in widget.root.inner_text()
-    editor.shot()
+    editor.shot("lost")
     editor.run()
     widget.wait_shown()
     assert_split(widget, 0.5)
