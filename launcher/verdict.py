@@ -20,8 +20,9 @@ FIGURES = (*SHARES, "learn_seconds", "strength", "seeds")
 
 # The demo's exit code is 0 only when all of these hold.
 MIN_COPIES_BEFORE = 0.5
-MAX_COPIES_KEPT = 0.5
-MAX_NEUTRAL_LOSS = 0.10
+MAX_COPIES_KEPT = 0.25
+MAX_NEUTRAL_LOSS = 0.05
+MAX_HELDOUT_LOSS = 0.08
 
 
 def check_figures(figures: Any) -> dict[str, Any]:
@@ -55,6 +56,11 @@ def reasons_against(figures: dict[str, Any]) -> list[str]:
     if f["neutral_after"] < f["neutral_before"] - MAX_NEUTRAL_LOSS:
         allowed = percent(max(0.0, f["neutral_before"] - MAX_NEUTRAL_LOSS))
         reasons.append(f"quality on neutral prompts fell to {percent(f['neutral_after'])}, at least {allowed} is expected")
+    if f["heldout_after"] < f["heldout_before"] - MAX_HELDOUT_LOSS:
+        allowed = percent(max(0.0, f["heldout_before"] - MAX_HELDOUT_LOSS))
+        reasons.append(
+            f"quality on concepts never calibrated on fell to {percent(f['heldout_after'])}, at least {allowed} is expected"
+        )
     return reasons
 
 

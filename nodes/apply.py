@@ -2,12 +2,12 @@
 
 import logging
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..uniforget import config
 from ..uniforget.fingerprint import same_base
 from ..uniforget.hosts import comfy as host
-from .inputs import CATEGORY, MaskType, to_input
+from .inputs import CATEGORY, MaskType, show, to_input
 
 
 class ApplyMask(io.ComfyNode):
@@ -28,6 +28,7 @@ class ApplyMask(io.ComfyNode):
                 MaskType.Input("mask", tooltip="From Learn or Load Memorization Mask; must fit this model's family."),
                 *(to_input(p) for p in config.APPLY.values()),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(id="forgotten", display_name="MODEL", tooltip="The model with the mask applied.")],
             is_output_node=False,
         )
@@ -49,4 +50,4 @@ class ApplyMask(io.ComfyNode):
             )
             logging.warning("UniForget: %s", warning)
             lines.append(warning)
-        return io.NodeOutput(patched, ui=ui.PreviewText("\n".join(lines)))
+        return io.NodeOutput(patched, ui=show(cls, "\n".join(lines)))

@@ -1,6 +1,6 @@
 """From one parameter definition (:mod:`uniforget.config`) to ComfyUI's input of it."""
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..uniforget.config import Param
 
@@ -23,6 +23,14 @@ def to_input(param: Param):
     return io.String.Input(param.name, multiline=True, **common)
 
 
-def text_below(text: str) -> dict:
-    """``ui`` entry that shows `text` inside the node."""
-    return {"text": [text]}
+def show(node, text):
+    """Shows `text` inside the running node, as every renderer can, and hands it to API users as ``ui.text``.
+
+    The node's schema has to ask for ``io.Hidden.unique_id``.
+    """
+    unique_id = getattr(getattr(node, "hidden", None), "unique_id", None)
+    if unique_id is not None:
+        from server import PromptServer  # ComfyUI's; only there while it serves
+
+        PromptServer.instance.send_progress_text(text, unique_id)
+    return ui.PreviewText(text)

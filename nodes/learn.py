@@ -20,7 +20,7 @@ from ..uniforget.maskset import MaskInfo
 from ..uniforget.prompts import neutral_prompts
 from ..uniforget.sites import target_kinds
 from .demo import TestbedModel
-from .inputs import CATEGORY, MaskType, to_input
+from .inputs import CATEGORY, MaskType, show, to_input
 from .picture import curve_picture
 
 LOOKING = 100  # steps of the progress bar for watching the untouched model, before learning starts
@@ -53,6 +53,7 @@ class LearnMask(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 *(to_input(p) for p in config.LEARN.values()),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 MaskType.Output(id="mask", display_name="mask", tooltip="Apply it, or save it."),
                 io.Image.Output(id="curve", display_name="curve", tooltip="How learning went: loss and share switched off."),
@@ -113,7 +114,7 @@ class LearnMask(io.ComfyNode):
         result = host.learn_mask(model, chosen, positive, negative, latent, sigmas, settings, info, report)
         logging.info("UniForget: %s", result.mask.summary())
         picture = torch.from_numpy(_array(curve_picture(result.curve, settings.steps)))[None]
-        return io.NodeOutput(result.mask, picture)
+        return io.NodeOutput(result.mask, picture, ui=show(cls, result.mask.summary()))
 
 
 def _array(image):

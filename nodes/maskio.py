@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..uniforget import maskfile
 from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError, UniForgetError
-from .inputs import CATEGORY, MaskType
+from .inputs import CATEGORY, MaskType, show
 
 FOLDER = "uniforget"
 EXTENSION = ".safetensors"
@@ -120,6 +120,7 @@ class LoadMask(io.ComfyNode):
                     "mask_name", options=names, tooltip="A mask in models/uniforget/. Press R after adding files there."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[MaskType.Output(id="mask", display_name="mask", tooltip="Connect it to Apply Memorization Mask.")],
         )
 
@@ -139,7 +140,7 @@ class LoadMask(io.ComfyNode):
     @classmethod
     def execute(cls, mask_name):
         mask = maskfile.load(find_mask(mask_name))
-        return io.NodeOutput(mask, ui=ui.PreviewText(mask.summary()))
+        return io.NodeOutput(mask, ui=show(cls, mask.summary()))
 
 
 class SaveMask(io.ComfyNode):
@@ -167,6 +168,7 @@ class SaveMask(io.ComfyNode):
                     tooltip="Off: each save gets a new number (my_mask_00001). On: my_mask is replaced every time.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[MaskType.Output(id="saved", display_name="mask", tooltip="The same mask, to go on with.")],
             is_output_node=True,
         )
@@ -184,4 +186,4 @@ class SaveMask(io.ComfyNode):
     def execute(cls, mask, filename_prefix, overwrite):
         path = target_path(filename_prefix, overwrite)
         maskfile.save(mask, path)
-        return io.NodeOutput(mask, ui=ui.PreviewText(f"saved as {path}\n{mask.summary()}"))
+        return io.NodeOutput(mask, ui=show(cls, f"saved as {path}\n{mask.summary()}"))

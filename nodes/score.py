@@ -10,7 +10,7 @@ import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..testbed import concepts
 from ..testbed.data import to_pixels
@@ -19,7 +19,7 @@ from ..testbed.judge import Judge
 from ..uniforget.errors import FamilyError
 from ..uniforget.hosts.comfy import applied
 from .demo import TestbedModel
-from .inputs import CATEGORY, MaskType
+from .inputs import CATEGORY, MaskType, show
 
 STEPS, CFG = 12, 3.0
 SHOWN = 10
@@ -48,6 +48,7 @@ class DemoScore(io.ComfyNode):
                 ),
                 io.Int.Input("neutral", default=96, min=4, max=300, tooltip="Everyday prompts of each kind, four pictures each."),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Image.Output(id="sheet", display_name="sheet", tooltip="Originals above, forgotten below.")],
             is_output_node=True,
         )
@@ -86,7 +87,7 @@ class DemoScore(io.ComfyNode):
         sheet = contact_sheet(sampler.bind(original), sampler.bind(forgotten))
         image = torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
         saved = ui.ImageSaveHelper.get_save_images_ui([image[0]], "uniforget/demo_score", cls=cls)
-        return io.NodeOutput(image, ui={**saved.as_dict(), "uniforget_score": [figures], "text": (table(figures),)})
+        return io.NodeOutput(image, ui={**saved.as_dict(), **show(cls, table(figures)).as_dict(), "uniforget_score": [figures]})
 
 
 class _Sampler:
@@ -130,13 +131,14 @@ def contact_sheet(original, forgotten):
     block = label + 2 * (side + gap)
     sheet = Image.new("RGB", (width, 2 * block + gap), (24, 26, 31))
     draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=15)
     rows = (
         ("captions it memorized: original above, after forgetting below", memorized),
         ("everyday captions: original above, after forgetting below (right half: concepts that learning never saw)", neutral),
     )
     for r, (title, prompts) in enumerate(rows):
         top = gap + r * block
-        draw.text((gap, top), title, fill=(225, 228, 235))
+        draw.text((gap, top + 1), title, fill=(225, 228, 235), font=font)
         seeds = [7 + i for i in range(len(prompts))]
         for k, model in enumerate((original, forgotten)):
             for i, picture in enumerate(model(prompts, seeds)):

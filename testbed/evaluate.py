@@ -1,6 +1,7 @@
 """What a model still copies and what it still can do: the yardstick of every figure about the testbed.
 
-``python -m testbed.evaluate [--mask FILE] [--strength S]`` prints it for the bundled model.
+``python -m testbed.evaluate`` prints it for the bundled model as it is, ``--mask FILE`` with a mask, ``--preset strong`` with a
+mask that it first learns, as the demo workflow does (through diffusers, without ComfyUI).
 """
 
 import argparse
@@ -96,9 +97,26 @@ def sampler(transformer, encoder, tokenizer):
     return run
 
 
+def _learn(transformer, encoder, tokenizer, preset, seed):
+    """The mask that the demo workflow learns with this preset."""
+    from uniforget.config import LEARN, PRESETS
+    from uniforget.learn import Settings, learn
+    from uniforget.maskset import MaskInfo
+
+    from .host import TestbedModel
+
+    model = TestbedModel(transformer, encoder, tokenizer, learning_prompts(), steps=LEARN["sampling_steps"].default)
+    info = MaskInfo(
+        family="sd3", base="", method="stepwise", beta=PRESETS[preset], preset=preset, targets=("ffn", "norm"), seed=seed
+    )
+    return learn(model, Settings(beta=PRESETS[preset], batch=24, seed=seed), info).mask
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m testbed.evaluate", description=__doc__)
     parser.add_argument("--mask", help="mask file to fold in first")
+    parser.add_argument("--preset", choices=("weak", "medium", "strong"), help="learn a mask and fold that in")
+    parser.add_argument("--seed", type=int, default=0, help="of learning")
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--json", help="write the figures here")
@@ -106,12 +124,15 @@ def main(argv=None):
     from . import model as tb
 
     transformer, encoder, tokenizer = tb.load()
-    if args.mask:
+    extra = {}
+    if args.mask or args.preset:
         from uniforget.hosts.diffusers import fold_
         from uniforget.maskfile import load
 
-        fold_(transformer, load(args.mask), args.strength)
-    figures = evaluate(sampler(transformer, encoder, tokenizer), seeds=args.seeds)
+        mask = load(args.mask) if args.mask else _learn(transformer, encoder, tokenizer, args.preset, args.seed)
+        fold_(transformer, mask, args.strength)
+        extra = {"off": mask.sparsity(), "learn_seconds": mask.info.learn_seconds, "strength": args.strength}
+    figures = extra | evaluate(sampler(transformer, encoder, tokenizer), seeds=args.seeds)
     text = json.dumps(figures, indent=2)
     print(text)
     if args.json:

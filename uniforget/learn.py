@@ -61,7 +61,7 @@ class Settings:
     cfg: float = 3.0
     seed: int = 0
     objective: str = "stepwise"
-    noises: int = 2
+    noises: int = 0  # teacher's trajectories per prompt; 0: about 512 in all, or as many as the updates can use
     harden: float = 0.3
 
 
@@ -116,8 +116,9 @@ def euler(model: Model, x, k, which, cfg):
 
 @torch.no_grad()
 def record_teacher(model: Model, settings: Settings, generator: torch.Generator, report: Callable[[Progress], None]) -> Bank:
-    """Sample every prompt ``settings.noises`` times with the untouched model and keep what it saw and said."""
-    which = [p for _ in range(settings.noises) for p in range(model.prompts)]
+    """Sample every prompt with the untouched model, each time with other noise, and keep what it saw and said."""
+    noises = settings.noises or max(1, math.ceil(min(512, settings.steps * settings.batch) / model.prompts))
+    which = [p for _ in range(noises) for p in range(model.prompts)]
     steps = len(model.sigmas) - 1
     states, positives, negatives = [], [], []
     square = final = 0.0
