@@ -75,56 +75,60 @@ _STREAM = {
 }
 
 
-def to_comfy(state):
-    """diffusers ``SD3Transformer2DModel`` state dict -> ComfyUI ``MMDiT`` state dict (no prefix), tensors shared or concatenated."""
-    out = {"pos_embed": state["pos_embed.pos_embed"]}
-    put = lambda ours, theirs, fix=lambda t: t: out.update(  # noqa: E731
-        {f"{ours}.{k}": fix(state[f"{theirs}.{k}"]) for k in ("weight", "bias") if f"{theirs}.{k}" in state}
-    )
-    swap = lambda t: torch.cat(t.chunk(2)[::-1])  # noqa: E731  (diffusers stores scale before shift there)
+def _plain():
+    """``(ComfyUI path, diffusers path, whether the two halves of the rows are exchanged)`` of modules kept one to one."""
     for ours, theirs in _OUTER.items():
-        put(ours, theirs)
-    put("final_layer.adaLN_modulation.1", "norm_out.linear", swap)
+        yield ours, theirs, False
+    yield "final_layer.adaLN_modulation.1", "norm_out.linear", True
     for i in range(BLOCKS):
         for stream, names in _STREAM.items():
             last = i == BLOCKS - 1 and stream == "context_block"
             ours, theirs = f"joint_blocks.{i}.{stream}", f"transformer_blocks.{i}"
-            for k in ("weight", "bias"):
-                out[f"{ours}.attn.qkv.{k}"] = torch.cat([state[f"{theirs}.attn.{n}.{k}"] for n in names["qkv"]])
-            put(f"{ours}.attn.ln_q", f"{theirs}.attn.{names['ln_q']}")
-            put(f"{ours}.attn.ln_k", f"{theirs}.attn.{names['ln_k']}")
-            put(f"{ours}.adaLN_modulation.1", f"{theirs}.{names['ada']}.linear", swap if last else lambda t: t)
+            yield f"{ours}.attn.ln_q", f"{theirs}.attn.{names['ln_q']}", False
+            yield f"{ours}.attn.ln_k", f"{theirs}.attn.{names['ln_k']}", False
+            yield f"{ours}.adaLN_modulation.1", f"{theirs}.{names['ada']}.linear", last
             if not last:
-                put(f"{ours}.attn.proj", f"{theirs}.attn.{names['proj']}")
-                put(f"{ours}.mlp.fc1", f"{theirs}.{names['ff']}.net.0.proj")
-                put(f"{ours}.mlp.fc2", f"{theirs}.{names['ff']}.net.2")
+                yield f"{ours}.attn.proj", f"{theirs}.attn.{names['proj']}", False
+                yield f"{ours}.mlp.fc1", f"{theirs}.{names['ff']}.net.0.proj", False
+                yield f"{ours}.mlp.fc2", f"{theirs}.{names['ff']}.net.2", False
+
+
+def _fused():
+    """``(ComfyUI path, diffusers paths)`` of the Linears that ComfyUI keeps as one: q, k and v."""
+    for i in range(BLOCKS):
+        for stream, names in _STREAM.items():
+            yield f"joint_blocks.{i}.{stream}.attn.qkv", [f"transformer_blocks.{i}.attn.{n}" for n in names["qkv"]]
+
+
+def _exchange(tensor):
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def to_comfy(state):
+    """diffusers ``SD3Transformer2DModel`` state dict -> ComfyUI ``MMDiT`` state dict (no prefix), tensors shared or concatenated."""
+    out = {"pos_embed": state["pos_embed.pos_embed"]}
+    for ours, theirs, swapped in _plain():
+        for part in ("weight", "bias"):
+            if f"{theirs}.{part}" in state:
+                tensor = state[f"{theirs}.{part}"]
+                out[f"{ours}.{part}"] = _exchange(tensor) if swapped else tensor
+    for ours, theirs in _fused():
+        for part in ("weight", "bias"):
+            out[f"{ours}.{part}"] = torch.cat([state[f"{path}.{part}"] for path in theirs])
     return out
 
 
 def to_diffusers(state):
     """The inverse of :func:`to_comfy`."""
     out = {"pos_embed.pos_embed": state["pos_embed"]}
-    put = lambda theirs, ours, fix=lambda t: t: out.update(  # noqa: E731
-        {f"{theirs}.{k}": fix(state[f"{ours}.{k}"]) for k in ("weight", "bias") if f"{ours}.{k}" in state}
-    )
-    swap = lambda t: torch.cat(t.chunk(2)[::-1])  # noqa: E731
-    for ours, theirs in _OUTER.items():
-        put(theirs, ours)
-    put("norm_out.linear", "final_layer.adaLN_modulation.1", swap)
-    for i in range(BLOCKS):
-        for stream, names in _STREAM.items():
-            last = i == BLOCKS - 1 and stream == "context_block"
-            ours, theirs = f"joint_blocks.{i}.{stream}", f"transformer_blocks.{i}"
-            for k in ("weight", "bias"):
-                for name, part in zip(names["qkv"], state[f"{ours}.attn.qkv.{k}"].chunk(3), strict=True):
-                    out[f"{theirs}.attn.{name}.{k}"] = part
-            put(f"{theirs}.attn.{names['ln_q']}", f"{ours}.attn.ln_q")
-            put(f"{theirs}.attn.{names['ln_k']}", f"{ours}.attn.ln_k")
-            put(f"{theirs}.{names['ada']}.linear", f"{ours}.adaLN_modulation.1", swap if last else lambda t: t)
-            if not last:
-                put(f"{theirs}.attn.{names['proj']}", f"{ours}.attn.proj")
-                put(f"{theirs}.{names['ff']}.net.0.proj", f"{ours}.mlp.fc1")
-                put(f"{theirs}.{names['ff']}.net.2", f"{ours}.mlp.fc2")
+    for ours, theirs, swapped in _plain():
+        for part in ("weight", "bias"):
+            if f"{ours}.{part}" in state:
+                tensor = state[f"{ours}.{part}"]
+                out[f"{theirs}.{part}"] = _exchange(tensor) if swapped else tensor
+    for ours, theirs in _fused():
+        for part in ("weight", "bias"):
+            out |= {f"{p}.{part}": chunk for p, chunk in zip(theirs, state[f"{ours}.{part}"].chunk(3), strict=True)}
     return out
 
 
