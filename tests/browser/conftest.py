@@ -43,7 +43,7 @@ def opened(browser, client, request):
     for name, value in {**SETTINGS, "Comfy.VueNodes.Enabled": renderer == "nodes2"}.items():
         client.request(f"/settings/{name}", value)
     context = browser.new_context(viewport=SIZE, has_touch=True)
-    context.set_default_timeout(PATIENCE)
+    context.set_default_timeout(PATIENCE / 3)
     context.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
     editor = Editor(context.new_page(), client, renderer)
     editor.open()
@@ -157,7 +157,7 @@ class Widget:
         )
         assert marked, f"node {node} has no compare widget"
         self.root = self.page.locator(f".uniforget-compare[data-test-node='{node}']")
-        self.slider = self.root.get_by_role("slider")
+        self.slider = self.root.locator("[role=slider]")  # by role only a visible one is found
 
     def wait_shown(self):
         """Waits until both pictures are there and drawn."""
