@@ -69,7 +69,7 @@ def test_two_learning_prompts_queued_at_once(client, prompt):
     texts = []
     ids = []
     for seed in (5, 6):
-        prompt[learn]["inputs"].update(seed=seed, learning_rate=3.0, beta=500.0, preset="custom")
+        prompt[learn]["inputs"].update(seed=seed, learning_rate=3.0, beta=100.0, preset="custom")
         ids.append(client.queue(prompt))
     for queued in ids:
         texts.append(succeeded(client.wait(queued))["outputs"][save]["text"][0])
