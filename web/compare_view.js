@@ -210,9 +210,14 @@ export class CompareView {
     this.frame.style.setProperty('--ufc-position', `${percent}%`)
     this.frame.setAttribute('aria-valuenow', String(Math.round(percent)))
     this.frame.setAttribute('aria-valuetext', `${Math.round(percent)}% ${this.state.labels[0]}`)
-    // a label of which no picture is left would be a wrong one
-    this.sides[0].label.classList.toggle('ufc-faded', percent < 6)
-    this.sides[1].label.classList.toggle('ufc-faded', percent > 94)
+    this.fadeLabels()
+  }
+
+  /** Hides a label that the line would cross: half of its ground would be the other side's picture. */
+  fadeLabels() {
+    const width = this.frame.clientWidth
+    const room = [width * this.state.position, width * (1 - this.state.position)]
+    this.sides.forEach(({ label }, i) => label.classList.toggle('ufc-faded', room[i] < label.offsetWidth + 10))
   }
 
   loaded() {
@@ -237,7 +242,7 @@ export class CompareView {
   fit() {
     const shown = this.sides.map(({ image }) => image).filter((image) => image.naturalWidth && !image.classList.contains('ufc-gone'))
     const room = [this.stage.clientWidth, this.stage.clientHeight]
-    if (!room[0] || !room[1]) return
+    if (!this.state || !room[0] || !room[1]) return
     const [w, h] = shown.length ? [shown[0].naturalWidth, shown[0].naturalHeight] : room
     const scale = Math.min(room[0] / w, room[1] / h)
     this.frame.style.width = `${Math.floor(w * scale)}px`
@@ -246,5 +251,6 @@ export class CompareView {
       const enlarged = Math.min((w * scale) / image.naturalWidth, (h * scale) / image.naturalHeight)
       image.classList.toggle('ufc-crisp', enlarged >= CRISP_FROM)
     }
+    this.fadeLabels()
   }
 }

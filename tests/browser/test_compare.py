@@ -44,6 +44,8 @@ def test_dragging_shows_more_of_one_side(editor):
     widget.drag(0.8, 1.4)
     assert widget.value == 100
     assert near(widget.pixels(0.9)[0], BLUE)
+    faded = [widget.root.locator(f".ufc-label-{side}.ufc-faded").count() for side in "ab"]
+    assert faded == [0, 1], "a label without its picture must not be seen"
     page = editor.page
     page.mouse.dblclick(*widget.at(0.3))
     assert widget.value == 50

@@ -53,6 +53,6 @@ def test_the_demo_workflow_runs_in_the_page(editor, workflow):
         where = tuple(round(v) for v in (*widget.at(0.15, 0.2), *widget.at(0.8, 0.9)))
         assert mostly_original.crop(where).tobytes() != mostly_forgotten.crop(where).tobytes()
         assert len(mostly_forgotten.crop(where).getcolors(10**6)) > 50, "a plain area where a picture should be"
-    editor.page.evaluate("app.canvas.ds.scale = 0.36; app.canvas.ds.offset = [160, 150]; app.canvas.setDirty(true, true)")
-    editor.page.wait_for_timeout(500)
+    editor.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    editor.page.wait_for_timeout(1000)
     editor.shot("whole")
