@@ -15,7 +15,7 @@ from .client import ComfyClient
 from .errors import ServerError
 
 HOST = "127.0.0.1"
-START_SECONDS = 300
+START_SECONDS = 600  # a crash is seen at once; a busy machine may take minutes
 FOLDERS = ("output", "input", "temp", "user")
 
 

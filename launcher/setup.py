@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -123,7 +122,7 @@ def requirement_name(line: str) -> str:
 
 
 def ensure_packages(python: Path, name: str, requirements: list[Path], packages: list[str]) -> None:
-    """Installs into ``.venv`` once; again when a requirement file or the Python version changes."""
+    """Installs into ``.venv`` once; again when a list changes. The stamp goes with the environment, so a new Python starts anew."""
     stamp = VENV / f".uniforget-{name}.json"
     wanted = fingerprint([*requirements, CONSTRAINTS], packages)
     if read_stamp(stamp) == wanted:
@@ -136,7 +135,7 @@ def ensure_packages(python: Path, name: str, requirements: list[Path], packages:
 
 def fingerprint(files: list[Path], packages: list[str]) -> str:
     """Hash of all that decides what gets installed."""
-    digest = hashlib.sha256(json.dumps([platform.python_version(), platform.machine(), packages]).encode())
+    digest = hashlib.sha256(json.dumps(packages).encode())
     for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()
