@@ -39,21 +39,17 @@ def imports(path):
     """``(dotted name with the folder's package resolved, line, at module level)`` of each import in a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = path.relative_to(ROOT).parent.parts
-    top = {id(node) for node in ast.walk(tree) if isinstance(node, ast.stmt) and not _in_function(tree, node)}
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    later = {id(inner) for function in functions for inner in ast.walk(function)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name, node.lineno, id(node) in top
+                yield alias.name, node.lineno, id(node) not in later
         elif isinstance(node, ast.ImportFrom):
             base = ["", *package][: len(package) + 2 - node.level] if node.level else []
             name = ".".join([*base[1:], *([node.module] if node.module else [])]) if node.level else node.module
             for target in [name] if node.module else [f"{name}.{alias.name}".lstrip(".") for alias in node.names]:
-                yield target, node.lineno, id(node) in top
-
-
-def _in_function(tree, wanted):
-    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    return any(wanted is inner for function in functions for inner in ast.walk(function) if inner is not function)
+                yield target, node.lineno, id(node) not in later
 
 
 def ids(path):
