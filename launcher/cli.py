@@ -19,7 +19,7 @@ INSIDE = "UNIFORGET_RUN_INSIDE"
 DESCRIPTION = "UniForget: make a model forget what it memorized, without naming it."
 EPILOG = (
     "COMFYUI_PATH=/path/to/ComfyUI uses your own ComfyUI and its Python for demo and comfyui (COMFYUI_PYTHON names it "
-    "if it is not found). Nothing is installed or written into it."
+    "if it is not found). Nothing is installed into it; the demo's mask is saved in its models/uniforget."
 )
 
 

@@ -8,7 +8,7 @@ from launcher.paths import DEMO_WORKFLOW
 
 # widget values that make it quick, by node type; the editor still sends the whole workflow
 QUICK = {
-    "UniForgetLearn": {"steps": 2, "batch": 2, "sampling_steps": 2},
+    "UniForgetLearn": {"steps": 2, "batch": 2, "sampling_steps": 2, "prompts": "cat emoji on light blue\nphoto of brick texture"},
     "UniForgetDemoScore": {"seeds": 1, "neutral": 4},
     "KSampler": {"steps": 4},
 }
