@@ -11,6 +11,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
+from ..testbed.concepts import CANVAS
 from ..testbed.evaluate import learning_prompts
 from ..uniforget import __version__, config
 from ..uniforget.errors import SettingError
@@ -125,6 +126,10 @@ def _array(image):
 
 def _empty_latent(model, width, height):
     """Empty latent (1, channels, h, w) that the model takes for pictures of this size."""
+    if isinstance(model.model, TestbedModel) and (width, height) != (CANVAS, CANVAS):
+        raise SettingError(
+            f"width and height: the UniForget Demo Model draws {CANVAS} x {CANVAS} pictures only; found {width} x {height}. Set both to {CANVAS}."
+        )
     form = model.get_model_object("latent_format")
     shrink = getattr(form, "spacial_downscale_ratio", None) or (1 if isinstance(form, comfy.latent_formats.ChromaRadiance) else 8)
     if width % shrink or height % shrink:

@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 from ..archs import Family
-from ..errors import MismatchError
+from ..errors import LearnError, MismatchError
 from ..fingerprint import fingerprint
 from ..fold import factors
-from ..gates import gated  # noqa: F401  (re-exported for tests that gate a ComfyUI model by hooks)
 from ..learn import Progress, Result, Settings, learn
 from ..maskset import MaskInfo, MaskSet
 from ..sites import Site, find_sites, match_sites
@@ -152,6 +151,14 @@ class _Loaded:
         self.options = dict(model_options.get("transformer_options", {}))
         positive = [self._conditions(c) for c in guider.conds["positive"]]
         self.conditions = [*positive, self._conditions(guider.conds["negative"][0])]
+        first = self.conditions[0]
+        for number, condition in enumerate(self.conditions[1:], 2):
+            if condition.keys() != first.keys() or not all(value.can_concat(first[name]) for name, value in condition.items()):
+                which = f"prompt {number}" if number <= prompts else "the negative prompt"
+                raise LearnError(
+                    f"Prompts are compared in batches, and {which} encodes to another size than prompt 1. "
+                    "Shorten the longest prompts (under about 70 words), or make all of them as long."
+                )
 
     @staticmethod
     def _conditions(cond):

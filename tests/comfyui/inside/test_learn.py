@@ -6,7 +6,7 @@ import torch
 from uniforget_pack.nodes.learn import LOOKING, LearnMask
 from uniforget_pack.testbed import model as tb
 from uniforget_pack.uniforget import config
-from uniforget_pack.uniforget.errors import SettingError
+from uniforget_pack.uniforget.errors import LearnError, SettingError
 from uniforget_pack.uniforget.hosts.comfy import apply_mask
 
 PROMPTS = "cat emoji top left on light blue\n# a comment\n\ndog emoji top right on light green\ncat emoji top left on light blue\nphoto of brick texture"
@@ -77,5 +77,26 @@ def test_same_predictions_as_diffusers(demo):
 def test_wrong_settings_are_named(demo):
     with pytest.raises(SettingError, match="steps.*found 0"):
         learn(demo, steps=0)
+    with pytest.raises(SettingError, match="64 x 64 pictures only; found 512 x 512"):
+        learn(demo, width=512, height=512)
     with pytest.raises(Exception, match="'elephant'"):
         learn(demo, prompts="elephant emoji on light blue")
+
+
+def test_prompts_of_different_sizes_are_named(demo, monkeypatch):
+    encode = demo.clip.encode_from_tokens_scheduled
+
+    def longer(tokens):
+        [[hidden, extra]] = encode(tokens)
+        return [
+            [
+                hidden.repeat(1, 2, 1)
+                if tokens["words"][0] == demo.clip.tokenize("photo of brick texture")["words"][0]
+                else hidden,
+                extra,
+            ]
+        ]
+
+    monkeypatch.setattr(demo.clip, "encode_from_tokens_scheduled", longer)
+    with pytest.raises(LearnError, match="prompt 3 encodes to another size than prompt 1"):
+        learn(demo)
