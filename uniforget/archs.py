@@ -1,49 +1,96 @@
-"""Model families as data: how to recognise one, and where its gates sit.
+"""What a model family is made of; the families themselves are data, in :mod:`uniforget.families`.
 
-Adding a family is adding one :class:`Family` to :data:`FAMILIES`; nothing else in the package branches on families.
-Module paths are ComfyUI's (the canonical names that masks are keyed by); ``diffusers`` maps them to diffusers' paths.
+Paths are ComfyUI's (the canonical names that masks are keyed by), relative to the diffusion model.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-from .errors import FamilyError
 
 KINDS = ("ffn", "norm", "attn")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of site.
+    r"""One kind of site.
 
     Attributes:
-        kind: ``"ffn"`` (hidden neurons), ``"norm"`` (adaLN modulation channels) or ``"attn"`` (heads).
-        path: regular expression that the whole path of the Linear matches (the one the gate folds into).
+        kind: ``"ffn"`` (hidden neurons), ``"norm"`` (norm channels), ``"attn"`` (heads), or "" for Linears that look like a
+            site and must not be one, because nothing reads their output. The first rule that matches a path counts.
+        path: regular expression that the whole path of the Linear (or affine norm) matches; ``{last}`` stands for the
+            highest block number there is.
         axis: ``"in"`` gates the Linear's inputs (weight columns), ``"out"`` its outputs (weight rows and bias entries).
-        width: how many neighbouring columns or rows one gate covers (a head's size), else 1.
+        name: what the site is called, with ``\1`` for the path's groups; "": as the path.
+        also: other Linears whose inputs carry the same gates, with ``\1`` for the path's groups.
+        heads: how many heads share the axis; or ``like``: weights, with ``\1``, the first of which that exists is as long as
+            one head; or ``width``: how many neighbours one gate covers.
+        part: ``"first"``: the first columns only, as many as there are outputs; ``"rest"``: those behind them.
+        chunks: (k, n): only the first k of n equal parts of the axis.
     """
 
     kind: str
     path: str
-    axis: str
+    axis: str = "in"
+    name: str = ""
+    also: tuple[str, ...] = ()
     width: int = 1
+    heads: int = 0
+    like: tuple[str, ...] = ()
+    part: str = ""
+    chunks: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A weight that tells a family.
+
+    Attributes:
+        name: regular expression of its whole name (relative to the diffusion model).
+        ndim: number of dimensions; 0: any.
+        columns: sizes that its second dimension may have; (): any.
+    """
+
+    name: str
+    ndim: int = 0
+    columns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Alias:
-    """Where another naming keeps the same Linear; ``{}`` stands for a block number.
+    """Where another naming keeps the same module.
 
-    ``swapped_chunks``: when the Linear has exactly this many output chunks of its input size, the other naming stores the
-    two halves of its rows in exchanged order (0: never).
+    ``{}`` in both paths stands for a number, ``{*}`` at the end for the rest of the path.
+
+    Attributes:
+        canonical, other: the paths. Several aliases of one canonical path: it is stored in pieces there, in this order,
+            each with some of its outputs.
+        joined: UNets of diffusers count blocks and the layers inside them; the first two numbers ``a, b`` of ``other`` are
+            the one number ``joined + a * (layers per block + 1) + b`` here. -1: numbers are the same.
+        swapped_chunks: when the Linear has exactly this many output chunks of its input size, the other naming stores the
+            two halves of its rows in exchanged order (0: never).
     """
 
     canonical: str
     other: str
+    joined: int = -1
     swapped_chunks: int = 0
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Another host's names for a family: what tells it there, and which paths mean what."""
+
+    keys: tuple[Key, ...]
+    aliases: tuple[Alias, ...]
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A row of blocks as artists write it (``IN4-8``); ``path`` matches the start of a site's name, its group is the number."""
+
+    label: str
+    path: str
 
 
 @dataclass(frozen=True)
@@ -53,81 +100,22 @@ class Family:
     Attributes:
         name: short name stored in masks.
         title: what users call it.
-        keys: weight names (relative to the diffusion model) that all exist in this family and not all in any other.
+        keys: weights that all exist in this family and not all in any other; ``without``: regular expressions of weight
+            names none of which exist in it.
         rules: where gates sit.
-        diffusers: aliases for diffusers' module paths.
-        diffusers_class: name of diffusers' class for it.
+        blocks: how its blocks are called.
+        diffusers: diffusers' naming.
     """
 
     name: str
     title: str
-    keys: tuple[str, ...]
+    keys: tuple[Key, ...]
     rules: tuple[Rule, ...]
-    diffusers: tuple[Alias, ...] = ()
-    diffusers_class: str = ""
-
-    def rule(self, path: str) -> Rule | None:
-        """The rule whose pattern `path` matches, or None."""
-        return next((r for r in self.rules if re.fullmatch(r.path, path)), None)
+    blocks: tuple[Blocks, ...]
+    diffusers: Naming
+    without: tuple[str, ...] = ()
 
 
-_SD3_STREAM = r"joint_blocks\.\d+\.(?:x|context)_block\."
-
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        name="sd3",
-        title="Stable Diffusion 3 / 3.5",
-        keys=("joint_blocks.0.x_block.attn.qkv.weight", "joint_blocks.0.context_block.adaLN_modulation.1.weight"),
-        rules=(
-            Rule("ffn", _SD3_STREAM + r"mlp\.fc2", axis="in"),
-            Rule("norm", _SD3_STREAM + r"adaLN_modulation\.1", axis="out"),
-            Rule("attn", _SD3_STREAM + r"attn2?\.proj", axis="in", width=64),
-        ),
-        diffusers=(
-            Alias("joint_blocks.{}.x_block.mlp.fc2", "transformer_blocks.{}.ff.net.2"),
-            Alias("joint_blocks.{}.context_block.mlp.fc2", "transformer_blocks.{}.ff_context.net.2"),
-            Alias("joint_blocks.{}.x_block.attn.proj", "transformer_blocks.{}.attn.to_out.0"),
-            Alias("joint_blocks.{}.x_block.attn2.proj", "transformer_blocks.{}.attn2.to_out.0"),
-            Alias("joint_blocks.{}.context_block.attn.proj", "transformer_blocks.{}.attn.to_add_out"),
-            Alias("joint_blocks.{}.x_block.adaLN_modulation.1", "transformer_blocks.{}.norm1.linear"),
-            Alias(
-                "joint_blocks.{}.context_block.adaLN_modulation.1", "transformer_blocks.{}.norm1_context.linear", swapped_chunks=2
-            ),
-        ),
-        diffusers_class="SD3Transformer2DModel",
-    ),
-)
-
-
-def family(name: str) -> Family:
-    """The family called `name`.
-
-    Raises:
-        FamilyError: there is none; the message lists those there are.
-    """
-    for entry in FAMILIES:
-        if entry.name == name:
-            return entry
-    known = ", ".join(f.name for f in FAMILIES)
-    raise FamilyError(f"This version of UniForget knows no model family {name!r} (it knows: {known}). Update UniForget.")
-
-
-def detect(keys: Iterable[str]) -> Family:
-    """The family whose defining weights are all among `keys` (names relative to the diffusion model).
-
-    Raises:
-        FamilyError: none matches; the message names some of what was found and the nearest family.
-    """
-    found = set(keys)
-    for entry in FAMILIES:
-        if all(k in found for k in entry.keys):
-            return entry
-    near = max(
-        FAMILIES,
-        key=lambda f: max((difflib.SequenceMatcher(None, k, n).ratio() for k in f.keys for n in list(found)[:200]), default=0),
-    )
-    sample = ", ".join(sorted(found)[:3]) or "no weights at all"
-    raise FamilyError(
-        f"This model is of a family that UniForget cannot mask yet. Found weights such as: {sample}. "
-        f"The nearest supported family is {near.title} ({near.name}), which has {near.keys[0]}."
-    )
+def same(*paths: tuple[str, str]) -> tuple[Alias, ...]:
+    """Aliases ``(canonical, other)`` without anything special about them."""
+    return tuple(Alias(canonical, other) for canonical, other in paths)

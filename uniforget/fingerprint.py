@@ -7,26 +7,26 @@ and fp8 copies of one model, and visibly less between a model and its fine-tunes
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-
-from .sites import Site
 
 SAMPLES = 48
 SAME = 0.995
 
 
-def fingerprint(weights: Mapping[str, torch.Tensor], sites: Sequence[Site]) -> str:
-    """SAMPLES values spread over the sites' weights, scaled to int8, as base64.
+def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """SAMPLES values spread over the matrices among `weights`, scaled to int8, as base64.
 
     Args:
-        weights: site path -> the unpatched weight (out, in).
+        weights: name -> unpatched weight, in an order that is the same for every copy of the model. Norms' are left out:
+            they are near 1 in every model.
     """
+    matrices = [w for w in weights.values() if w.ndim == 2]
     values = []
     for i in range(SAMPLES):
-        weight = weights[sites[i * len(sites) // SAMPLES].path]
+        weight = matrices[i * len(matrices) // SAMPLES]
         row = (i * 131) % weight.shape[0]
         column = (i * 197) % weight.shape[1]
         values.append(weight[row, column].float().item())

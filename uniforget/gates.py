@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from .sites import Site
+from .sites import Place, Site
 
 # Hard concrete, UniForget supplement eq. 10-11 (values from EcoDiff).
 DELTA, ZETA, GAMMA, ALPHA = 0.5, 1.1, -0.1, 0.83
@@ -42,38 +42,69 @@ def strength_factor(gates: torch.Tensor, strength: float) -> torch.Tensor:
     return 1 - strength * (1 - gates)
 
 
-@contextmanager
-def gated(modules: Mapping[str, nn.Module], sites: list[Site], factors: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Within the context, each site's Linear acts as if folded with ``factors[site.path]``.
+def assemble(pieces: Iterable[tuple[Place, torch.Tensor]]) -> torch.Tensor:
+    """One factor per column or row of a weight's whole axis (size,), from the factors (units,) of the sites on it.
 
-    `factors` maps site paths to (units,) tensors and is read at every forward pass: replace its values to change the
-    gates, empty it to run the untouched model. Hooks are gone when the context ends, however it ends.
+    Differentiable. All places must be on the same axis of the same weight; what no site covers gets exactly 1.
+    """
+    out: torch.Tensor | None = None
+    for place, factor in pieces:
+        vector = place.spread(factor)
+        behind = place.size - place.start - vector.shape[-1]
+        if place.start or behind:
+            vector = torch.cat([vector.new_ones(place.start), vector, vector.new_ones(behind)])
+        out = vector if out is None else out * vector
+    assert out is not None, "at least one piece"
+    return out
+
+
+def by_weight(sites: Iterable[Site]) -> dict[tuple[str, str], list[tuple[str, Place]]]:
+    """``(module path, axis)`` -> the sites' names and places on it."""
+    out: dict[tuple[str, str], list[tuple[str, Place]]] = {}
+    for site in sites:
+        for place in site.places:
+            out.setdefault((place.path, place.axis), []).append((site.name, place))
+    return out
+
+
+@contextmanager
+def gated(modules: Mapping[str, nn.Module], sites: Iterable[Site], factors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Within the context, each site's modules act as if folded with ``factors[site.name]``.
+
+    Args:
+        modules: host's path -> module.
+        factors: site name -> (units,) tensor; read at every forward pass: replace its values to change the gates, empty it
+            to run the untouched model.
+
+    Hooks are gone when the context ends, however it ends.
     """
 
-    def before(site: Site):
+    def vector(on: list[tuple[str, Place]], like: torch.Tensor) -> torch.Tensor | None:
+        pieces = [(place, factors[name]) for name, place in on if name in factors]
+        return assemble(pieces).to(like) if pieces else None
+
+    def before(on):
         def hook(module, args):
-            factor = factors.get(site.path)
-            if factor is None:
-                return None
-            return (args[0] * site.spread(factor).to(args[0]), *args[1:])
+            scale = vector(on, args[0])
+            return None if scale is None else (args[0] * scale, *args[1:])
 
         return hook
 
-    def after(site: Site):
+    def after(on):
         def hook(module, args, output):
-            factor = factors.get(site.path)
-            return None if factor is None else output * site.spread(factor).to(output)
+            scale = vector(on, output)
+            return None if scale is None else output * scale
 
         return hook
 
     handles = []
     try:
-        for site in sites:
-            module = modules[site.path]
-            if site.axis == "in":
-                handles.append(module.register_forward_pre_hook(before(site)))
+        for (path, axis), on in by_weight(sites).items():
+            module = modules[path]
+            if axis == "in":
+                handles.append(module.register_forward_pre_hook(before(on)))
             else:
-                handles.append(module.register_forward_hook(after(site)))
+                handles.append(module.register_forward_hook(after(on)))
         yield
     finally:
         for handle in handles:

@@ -169,7 +169,7 @@ class _Objective(ABC):
 
     def install(self, gates: torch.Tensor) -> None:
         """Make the model's hooks use `gates` (flat, all sites in order)."""
-        self.factors.update(zip((s.path for s in self.model.sites), gates.split(self.units), strict=True))
+        self.factors.update(zip((s.name for s in self.model.sites), gates.split(self.units), strict=True))
 
     @abstractmethod
     def loss_and_gradient(self, gates: torch.Tensor) -> tuple[float, torch.Tensor]:
@@ -289,5 +289,5 @@ def learn(model: Model, settings: Settings, info: MaskInfo, report: Callable[[Pr
 
 def _mask(model: Model, gates: torch.Tensor, info: MaskInfo) -> MaskSet:
     pieces = gates.cpu().split([s.units for s in model.sites])
-    named = {s.path: piece.clone() for s, piece in zip(model.sites, pieces, strict=True)}
-    return MaskSet(named, {s.path: s.kind for s in model.sites}, info)
+    named = {s.name: piece.clone() for s, piece in zip(model.sites, pieces, strict=True)}
+    return MaskSet(named, {s.name: s.kind for s in model.sites}, info)

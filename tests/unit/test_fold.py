@@ -5,11 +5,11 @@ import torch
 
 from tests.unit.tiny import TinyModel, info, random_mask
 from uniforget.errors import FamilyError, MismatchError
-from uniforget.fold import factors, fold, fold_bias_, fold_weight_
+from uniforget.fold import edits, factors, fold
 from uniforget.gates import gated
 from uniforget.hosts.diffusers import fold_
 from uniforget.maskset import MaskSet
-from uniforget.sites import Site
+from uniforget.sites import Place, Site
 
 
 def predict(model):
@@ -19,17 +19,40 @@ def predict(model):
         return model.denoise(x, torch.tensor([0.9, 0.5, 0.2]), [0, 3, -1])
 
 
+def edited(weight, gates, bias=None, **place):
+    """`weight` and `bias` folded with one site's gates."""
+    weight, bias = torch.tensor(weight), None if bias is None else torch.tensor(bias)
+    size = weight.shape[1] if place["axis"] == "in" else weight.shape[0]
+    site = Site("site", "attn", len(gates), (Place("layer", size=size, **place),))
+    [edit] = edits([site], {"site": torch.tensor(gates)})
+    edit.fold_(weight, bias)
+    return weight.tolist() if bias is None else (weight.tolist(), bias.tolist())
+
+
+WEIGHT = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]
+
+
 def test_golden_columns_rows_and_heads():
-    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
-    gates = torch.tensor([1.0, 0.0])
-    heads = Site("proj", "attn", "in", units=2, width=2)
-    assert fold_weight_(weight.clone(), heads, gates).tolist() == [[1, 2, 0, 0], [5, 6, 0, 0]]
-    rows = Site("ada", "norm", "out", units=2)
-    assert fold_weight_(weight.clone(), rows, torch.tensor([0.5, 1.0])).tolist() == [[0.5, 1, 1.5, 2], [5, 6, 7, 8]]
-    assert fold_bias_(torch.tensor([3.0, 4.0]), rows, torch.tensor([0.5, 1.0])).tolist() == [1.5, 4]
-    assert fold_bias_(torch.tensor([3.0, 4.0]), heads, gates).tolist() == [3, 4]
-    swapped = Site("ada", "norm", "out", units=2, swapped=True)
-    assert fold_weight_(weight.clone(), swapped, torch.tensor([0.0, 1.0])).tolist() == [[1, 2, 3, 4], [0, 0, 0, 0]]
+    assert edited(WEIGHT, [1.0, 0.0], axis="in", width=2) == [[1, 2, 0, 0], [5, 6, 0, 0]]
+    assert edited(WEIGHT, [1.0, 0.0], axis="in", width=2, bias=[3.0, 4.0])[1] == [3, 4]
+    assert edited(WEIGHT, [0.5, 1.0], axis="out", bias=[3.0, 4.0]) == ([[0.5, 1, 1.5, 2], [5, 6, 7, 8]], [1.5, 4])
+    assert edited(WEIGHT, [0.0, 1.0], axis="out", swapped=True) == [[1, 2, 3, 4], [0, 0, 0, 0]]
+
+
+def test_golden_slices_and_norms():
+    assert edited(WEIGHT, [0.5, 0.0], axis="in", start=1) == [[1, 1, 0, 4], [5, 3, 0, 8]]
+    assert edited(WEIGHT, [0.0], axis="in", start=2, width=2) == [[1, 2, 0, 0], [5, 6, 0, 0]]
+    assert edited([1.0, 2.0], [0.5, 0.0], axis="out", bias=[4.0, 4.0]) == ([0.5, 0], [2, 0])
+
+
+def test_two_sites_on_one_weight_become_one_edit():
+    heads = Site("attn", "attn", 1, (Place("layer", "in", 4, 0, 2),))
+    neurons = Site("ffn", "ffn", 2, (Place("layer", "in", 4, 2),))
+    rows = Site("norm", "norm", 2, (Place("layer", "out", 2),))
+    scale = {"attn": torch.tensor([0.5]), "ffn": torch.tensor([1.0, 0.0]), "norm": torch.tensor([1.0, 2.0])}
+    columns, both = edits([heads, neurons, rows], scale)
+    assert columns.scale.tolist() == [0.5, 0.5, 1, 0] and both.axis == "out"
+    assert edits([heads, neurons], {"ffn": scale["ffn"]})[0].scale.tolist() == [1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("kinds", [("ffn",), ("norm",), ("attn",), ("ffn", "norm", "attn")])
@@ -60,12 +83,12 @@ def test_every_site_is_alive():
     model = TinyModel(("ffn", "norm", "attn"))
     before = predict(model)
     for site in model.sites:
-        with gated(model.modules, model.sites, {site.path: torch.zeros(site.units)}):
-            assert (predict(model) - before).abs().max() > 1e-6, f"{site.path} has no effect"
+        with gated(model.modules, model.sites, {site.name: torch.zeros(site.units)}):
+            assert (predict(model) - before).abs().max() > 1e-6, f"{site.name} has no effect"
 
 
 def test_site_list_of_two_blocks():
-    paths = {s.path: (s.kind, s.units) for s in TinyModel(("ffn", "norm", "attn")).sites}
+    paths = {s.name: (s.kind, s.units) for s in TinyModel(("ffn", "norm", "attn")).sites}
     assert paths == {
         "joint_blocks.0.x_block.mlp.fc2": ("ffn", 512),
         "joint_blocks.0.context_block.mlp.fc2": ("ffn", 512),
@@ -115,7 +138,7 @@ def test_fully_pruned_layer_gives_its_bias_and_one_unit_is_fine():
 @pytest.mark.parametrize(
     ("mask", "error", "words"),
     [
-        (state_mask(units=8), MismatchError, ["8 gates", "16 units", "learn one for this model"]),
+        (state_mask(units=8), MismatchError, ["8 ffn gates", "16 ffn units", "learn one for this model"]),
         (state_mask(name="joint_blocks.7.x_block.mlp.fc2"), MismatchError, ["joint_blocks.7.x_block.mlp.fc2", "do not exist"]),
         (state_mask(family="flux"), MismatchError, ["'flux'", "'sd3'"]),
     ],

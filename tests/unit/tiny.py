@@ -56,5 +56,5 @@ def random_mask(model, seed=0, hard=True):
     gates = {}
     for site in model.sites:
         values = torch.rand(site.units, generator=generator)
-        gates[site.path] = (values > 0.4).float() if hard else values
-    return MaskSet(gates, {s.path: s.kind for s in model.sites}, info())
+        gates[site.name] = (values > 0.4).float() if hard else values
+    return MaskSet(gates, {s.name: s.kind for s in model.sites}, info())

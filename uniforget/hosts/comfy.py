@@ -7,6 +7,7 @@ ordinary ones of the same values so that gradients can pass through.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from weakref import WeakKeyDictionary
 
 import comfy.model_management
 import comfy.sampler_helpers
@@ -15,10 +16,10 @@ import comfy.weight_adapter
 import torch
 from torch import nn
 
-from ..archs import Family
+from ..archs import KINDS, Family
 from ..errors import LearnError, MismatchError
 from ..fingerprint import fingerprint
-from ..fold import factors
+from ..fold import edits, factors
 from ..learn import Progress, Result, Settings, learn
 from ..maskset import MaskInfo, MaskSet
 from ..sites import Site, find_sites, match_sites
@@ -27,11 +28,15 @@ PREFIX = "diffusion_model."
 ATTACHMENT = "uniforget"
 
 
+# Sites of loaded models: clones share one model, and a sweep over strengths must not look for them again.
+_known: WeakKeyDictionary[nn.Module, tuple[Family, list[Site]]] = WeakKeyDictionary()
+
+
 class MaskAdapter(comfy.weight_adapter.WeightAdapterBase):
     """One weight's factors as a ComfyUI patch: multiplies in place, after whatever was patched before it.
 
-    ``weights`` holds one float32 tensor that broadcasts against the weight: (1, in) for columns, (out, 1) for rows, (out,)
-    for a bias. ComfyUI rebuilds adapters from ``(loaded_keys, weights)``, so nothing is kept elsewhere.
+    ``weights`` holds float32 tensors that broadcast against the weight: (1, in) for columns, (out, 1) for rows, (out,) for a
+    bias or a norm. ComfyUI rebuilds adapters from ``(loaded_keys, weights)``, so nothing is kept elsewhere.
     """
 
     name = "uniforget"
@@ -43,24 +48,25 @@ class MaskAdapter(comfy.weight_adapter.WeightAdapterBase):
     def calculate_weight(
         self, weight, key, strength, strength_model, offset, function, intermediate_dtype=torch.float32, original_weight=None
     ):
-        factor = self.weights[0].to(weight.device, weight.dtype)
-        if strength != 1.0:
-            factor = 1 - strength * (1 - factor)
-        return weight.mul_(factor)
+        for scale in self.weights:
+            factor = scale.to(weight.device, weight.dtype)
+            if strength != 1.0:
+                factor = 1 - strength * (1 - factor)
+            weight.mul_(factor)
+        return weight
 
 
-def shapes(patcher) -> dict[str, tuple[int, ...]]:
-    """Weight name relative to the diffusion model -> shape."""
-    return {name: tuple(p.shape) for name, p in patcher.model.diffusion_model.named_parameters()}
-
-
-def sites_of(patcher, kinds: Iterable[str] = ("ffn", "norm", "attn")) -> tuple[Family, list[Site]]:
+def sites_of(patcher, kinds: Iterable[str] = KINDS) -> tuple[Family, list[Site]]:
     """Family and sites of a ModelPatcher's model.
 
     Raises:
         FamilyError: the family is unknown.
     """
-    return find_sites(shapes(patcher), kinds)
+    model = patcher.model
+    if model not in _known:
+        _known[model] = find_sites({name: tuple(p.shape) for name, p in model.diffusion_model.named_parameters()})
+    family, sites = _known[model]
+    return family, [s for s in sites if s.kind in kinds]
 
 
 def base_fingerprint(patcher, sites: list[Site]) -> str:
@@ -68,10 +74,10 @@ def base_fingerprint(patcher, sites: list[Site]) -> str:
     parameters = dict(patcher.model.named_parameters())
     weights = {}
     for site in sites:
-        key = PREFIX + site.weight
-        backup = patcher.backup.get(key)
-        weights[site.path] = parameters[key] if backup is None else backup.weight
-    return fingerprint(weights, sites)
+        name = site.places[0].path + ".weight"
+        backup = patcher.backup.get(PREFIX + name)
+        weights[name] = parameters[PREFIX + name] if backup is None else backup.weight
+    return fingerprint(weights)
 
 
 def apply_mask(patcher, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[str, float] | None = None):
@@ -84,24 +90,21 @@ def apply_mask(patcher, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[
         MismatchError: the mask is not for this model, or ComfyUI did not take every patch.
     """
     family, sites = sites_of(patcher)
-    scale = factors(mask, strength, per_kind)
-    present = shapes(patcher)
-    patches = {}
-    for site in match_sites(mask, family, sites):
-        factor = scale.get(site.path)
-        if factor is None:
-            continue
-        spread = site.spread(factor)
-        patches[PREFIX + site.weight] = MaskAdapter(set(), (spread[None, :] if site.axis == "in" else spread[:, None],))
-        if site.axis == "out" and site.bias in present:
-            patches[PREFIX + site.bias] = MaskAdapter(set(), (spread,))
+    parameters = dict(patcher.model.diffusion_model.named_parameters())
+    scales: dict[str, tuple[torch.Tensor, ...]] = {}
+    for edit in edits(match_sites(mask, family, sites), factors(mask, strength, per_kind)):
+        weight = PREFIX + edit.weight
+        scales[weight] = (*scales.get(weight, ()), edit.shaped(parameters[edit.weight].ndim))
+        if edit.axis == "out" and parameters.get(edit.bias) is not None:
+            scales[PREFIX + edit.bias] = (edit.scale,)
+    patches = {key: MaskAdapter(set(), scale) for key, scale in scales.items()}
     clone = patcher.clone()
     if patches:
         landed = set(clone.add_patches(patches))
         lost = [key for key in patches if key not in landed]
         if lost:
             raise MismatchError(
-                f"ComfyUI took {len(landed)} of the mask's {len(patches)} weight patches; the first it refused is {lost[0]}. "
+                f"ComfyUI took {len(landed)} of the mask's {len(patches)} weight patches; refused: {', '.join(lost[:5])}. "
                 "Another node may have replaced parts of this model: apply the mask before that node."
             )
     clone.set_attachments(ATTACHMENT, [*applied(patcher), {"mask": mask.digest(), "strength": strength}])
@@ -143,8 +146,7 @@ class _Loaded:
     def __init__(self, guider, sites: list[Site], sigmas: torch.Tensor, latent: torch.Tensor, prompts: int, model_options):
         self.model = guider.inner_model
         self.sites = sites
-        modules = dict(self.model.diffusion_model.named_modules())
-        self.modules = {site.path: modules[site.path] for site in sites}
+        self.modules = dict(self.model.diffusion_model.named_modules())
         self.sigmas = sigmas.detach().clone().float()
         self.prompts = prompts
         self.latent = latent[:1].detach().clone()

@@ -24,7 +24,7 @@ def pytest_configure(config):
     base = Path(config.rootpath, ".cache", "inside")
     for name in ("models/checkpoints", "models/loras", "output", "input", "temp", "custom_nodes", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    sys.path.insert(0, str(COMFYUI))
+    sys.name.insert(0, str(COMFYUI))
     sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
     import comfy.options
 
@@ -75,9 +75,9 @@ class Demo:
         family, sites = sites_of(self.model)
         info = MaskInfo(family=family.name, base=base_fingerprint(self.model, sites), method="test")
         generator = torch.Generator().manual_seed(seed)
-        draw = {s.path: torch.rand(s.units, generator=generator) for s in sites if s.kind in kinds}
+        draw = {s.name: torch.rand(s.units, generator=generator) for s in sites if s.kind in kinds}
         gates = {k: (v > share).float() if hard else v for k, v in draw.items()}
-        return MaskSet(gates, {s.path: s.kind for s in sites if s.path in gates}, info)
+        return MaskSet(gates, {s.name: s.kind for s in sites if s.name in gates}, info)
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def test_wrong_masks_and_settings_are_refused(demo):
     with pytest.raises(MismatchError, match="do not exist in this model"):
         name = "joint_blocks.11.x_block.mlp.fc2"
         apply_mask(demo.model, MaskSet({name: torch.zeros(768)}, {name: "ffn"}, mask.info))
-    with pytest.raises(MismatchError, match="10 gates.*768 units"):
+    with pytest.raises(MismatchError, match="10 ffn gates.*768 ffn units"):
         apply_mask(demo.model, MaskSet({FC2: torch.zeros(10)}, {FC2: "ffn"}, mask.info))
     with pytest.raises(SettingError, match="strength"):
         ApplyMask.execute(demo.model, mask, 1.5, 1.0, 1.0, 1.0)
