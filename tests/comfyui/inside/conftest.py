@@ -24,7 +24,7 @@ def pytest_configure(config):
     base = Path(config.rootpath, ".cache", "inside")
     for name in ("models/checkpoints", "models/loras", "output", "input", "temp", "custom_nodes", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    sys.name.insert(0, str(COMFYUI))
+    sys.path.insert(0, str(COMFYUI))
     sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
     import comfy.options
 
