@@ -3,6 +3,11 @@
 Adding a family is adding one :class:`~uniforget.archs.Family` to :data:`FAMILIES`; nothing else branches on families.
 """
 
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 from ..archs import Family
 from .dit import AURAFLOW, HUNYUANDIT, PIXART, QWEN_IMAGE, SD3, WAN
 from .flux import CHROMA, FLUX, FLUX2
@@ -14,3 +19,12 @@ FAMILIES: tuple[Family, ...] = (
     *(SD3, FLUX, FLUX2, CHROMA),
     *(PIXART, HUNYUANDIT, LUMINA2, Z_IMAGE, QWEN_IMAGE, AURAFLOW, WAN),
 )
+
+
+@cache
+def sizes() -> dict[str, dict[str, Any]]:
+    """Published models: variant -> its ``family``, ``title``, and per kind its number of ``sites`` and ``gates`` (sizes.json).
+
+    A test builds each of them on the meta device and compares.
+    """
+    return json.loads(Path(__file__).with_name("sizes.json").read_text(encoding="utf-8"))

@@ -6,7 +6,8 @@ ordinary ones of the same values so that gradients can pass through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import comfy.model_management
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from ..archs import KINDS, Family
-from ..errors import LearnError, MismatchError
+from ..errors import MismatchError
 from ..fingerprint import fingerprint
 from ..fold import edits, factors
 from ..learn import Progress, Result, Settings, learn
@@ -140,6 +141,25 @@ def _thawed(value):
     return value
 
 
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Forward and backward passes within it give right gradients with respect to gates and latents.
+
+    FLUX-type blocks add to their input in place, which backward still needs: the old values are kept.
+    """
+    management = comfy.model_management
+    # Newer versions pick differentiable code paths by this flag.
+    had = getattr(management, "in_training", None)
+    if had is not None:
+        management.in_training = True
+    try:
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            yield
+    finally:
+        if had is not None:
+            management.in_training = had
+
+
 class _Loaded:
     """A loaded ComfyUI model as :class:`uniforget.learn.Model`."""
 
@@ -153,14 +173,21 @@ class _Loaded:
         self.options = dict(model_options.get("transformer_options", {}))
         positive = [self._conditions(c) for c in guider.conds["positive"]]
         self.conditions = [*positive, self._conditions(guider.conds["negative"][0])]
-        first = self.conditions[0]
-        for number, condition in enumerate(self.conditions[1:], 2):
-            if condition.keys() != first.keys() or not all(value.can_concat(first[name]) for name, value in condition.items()):
-                which = f"prompt {number}" if number <= prompts else "the negative prompt"
-                raise LearnError(
-                    f"Prompts are compared in batches, and {which} encodes to another size than prompt 1. "
-                    "Shorten the longest prompts (under about 70 words), or make all of them as long."
-                )
+        self.group = self._groups()
+
+    def _groups(self) -> list[int]:
+        """For each condition the first one that it can be batched with: prompts may encode to different lengths."""
+        first: list[int] = []
+        out = []
+        for i, condition in enumerate(self.conditions):
+            for j in first:
+                other = self.conditions[j]
+                if condition.keys() == other.keys() and all(v.can_concat(other[n]) for n, v in condition.items()):
+                    break
+            else:
+                first.append(j := i)
+            out.append(j)
+        return out
 
     @staticmethod
     def _conditions(cond):
@@ -178,6 +205,16 @@ class _Loaded:
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        rows: dict[int, list[int]] = {}
+        for row, i in enumerate(which):
+            rows.setdefault(self.group[i], []).append(row)
+        if len(rows) == 1:
+            return self._denoise(x, sigma, which)
+        parts = [self._denoise(x[r], sigma[r], [which[row] for row in r]) for r in rows.values()]
+        order = torch.tensor([row for r in rows.values() for row in r], device=x.device)
+        return torch.cat(parts)[order.argsort()]
+
+    def _denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
         first, *others = (self.conditions[i] for i in which)
         inputs = {name: value.concat([o[name] for o in others]) for name, value in first.items()}
         options = {**self.options, "cond_or_uncond": [int(i == -1) for i in which], "sigmas": sigma[:1]}
@@ -192,7 +229,7 @@ class _LearnSampler(comfy.samplers.Sampler):
         self.result: Result | None = None
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), differentiable():
             _thaw(model_wrap.inner_model)
             self.result = self.run(model_wrap, sigmas, latent_image.clone(), extra_args["model_options"])
         return latent_image
@@ -228,18 +265,9 @@ def learn_mask(
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_conds([entry for conditioning in positive for entry in conditioning[:1]], negative)
     sampler = _LearnSampler(run)
-    # Newer versions pick differentiable code paths by this flag.
-    management = comfy.model_management
-    had = getattr(management, "in_training", None)
-    if had is not None:
-        management.in_training = True
-    try:
-        noise = torch.zeros_like(latent)
-        guider.sample(
-            noise.expand(settings.batch, *noise.shape[1:]), latent.expand(settings.batch, *latent.shape[1:]), sampler, sigmas
-        )
-    finally:
-        if had is not None:
-            management.in_training = had
+    noise = torch.zeros_like(latent)
+    guider.sample(
+        noise.expand(settings.batch, *noise.shape[1:]), latent.expand(settings.batch, *latent.shape[1:]), sampler, sigmas
+    )
     assert sampler.result is not None
     return sampler.result

@@ -6,7 +6,8 @@ import torch
 from uniforget_pack.nodes.learn import LOOKING, LearnMask
 from uniforget_pack.testbed import model as tb
 from uniforget_pack.uniforget import config
-from uniforget_pack.uniforget.errors import LearnError, SettingError
+from uniforget_pack.uniforget.errors import SettingError
+from uniforget_pack.uniforget.hosts import comfy as host
 from uniforget_pack.uniforget.hosts.comfy import apply_mask
 
 PROMPTS = "cat emoji top left on light blue\n# a comment\n\ndog emoji top right on light green\ncat emoji top left on light blue\nphoto of brick texture"
@@ -83,20 +84,27 @@ def test_wrong_settings_are_named(demo):
         learn(demo, prompts="elephant emoji on light blue")
 
 
-def test_prompts_of_different_sizes_are_named(demo, monkeypatch):
+def test_prompts_of_different_lengths_are_learned_together(demo, monkeypatch):
     encode = demo.clip.encode_from_tokens_scheduled
+    longer = demo.clip.tokenize("photo of brick texture")["words"][0]
 
-    def longer(tokens):
+    def some_longer(tokens):
         [[hidden, extra]] = encode(tokens)
-        return [
-            [
-                hidden.repeat(1, 2, 1)
-                if tokens["words"][0] == demo.clip.tokenize("photo of brick texture")["words"][0]
-                else hidden,
-                extra,
-            ]
-        ]
+        return [[hidden.repeat(1, 2, 1) if tokens["words"][0] == longer else hidden, extra]]
 
-    monkeypatch.setattr(demo.clip, "encode_from_tokens_scheduled", longer)
-    with pytest.raises(LearnError, match="prompt 3 encodes to another size than prompt 1"):
-        learn(demo)
+    monkeypatch.setattr(demo.clip, "encode_from_tokens_scheduled", some_longer)
+    checked = []
+
+    def check(model, *rest):
+        """The model that learning got: a mixed batch must be what its pictures are alone."""
+        x, sigma = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([0.9, 0.7, 0.5, 0.3])
+        which = [0, 2, -1, 1]
+        with torch.no_grad():
+            alone = torch.cat([model.denoise(x[i : i + 1], sigma[i : i + 1], [w]) for i, w in enumerate(which)])
+            checked.append((model.denoise(x, sigma, which) - alone).abs().max().item())
+        return real(model, *rest)
+
+    real = host.learn
+    monkeypatch.setattr(host, "learn", check)
+    assert learn(demo)[0].off_share() > 0
+    assert len(checked) == 1 and checked[0] < 1e-4
