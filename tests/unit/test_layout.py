@@ -21,8 +21,12 @@ HOSTS |= {"diffusers", "transformers", "gradio", "backend"}
 # uniforget/: a module may import those of its own level's left neighbours only
 LEVELS = [
     {"errors", "config", "bitcode", "sitetable"},
-    {"archs", "sites", "maskset"},
-    {"gates", "maskfile", "fingerprint", "losses", "fold"},
+    {"archs", "maskset"},
+    {"families", "maskfile", "fingerprint"},
+    {"detect", "blocks"},
+    {"sites", "combine"},
+    {"gates", "losses"},
+    {"fold"},
     {"learn", "scores"},
     {"hosts"},
     {"cli", "__main__"},

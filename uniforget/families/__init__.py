@@ -23,8 +23,7 @@ FAMILIES: tuple[Family, ...] = (
 
 @cache
 def sizes() -> dict[str, dict[str, Any]]:
-    """Published models: variant -> its ``family``, ``title``, and per kind its number of ``sites`` and ``gates`` (sizes.json).
-
-    A test builds each of them on the meta device and compares.
+    """Published models: variant -> its ``family``, ``title``, and per kind its number of ``sites`` and ``gates``, and what is
+    ``tested`` (sizes.json). A test builds each of them on the meta device and compares.
     """
     return json.loads(Path(__file__).with_name("sizes.json").read_text(encoding="utf-8"))

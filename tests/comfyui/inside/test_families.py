@@ -1,7 +1,5 @@
 """Every model family on ComfyUI's own classes: exact folding, right gradients, living sites, real sizes, learning."""
 
-import json
-
 import comfy.model_management
 import comfy.samplers
 import pytest
@@ -17,6 +15,8 @@ from uniforget_pack.uniforget.sites import find_sites
 
 from tests.comfyui.inside import zoo
 
+# What this file tests on small models, as `python -m uniforget families` lists it.
+TESTED_SMALL = ("folding", "gradients", "living sites", "learning")
 CHOICES = [*((kind,) for kind in KINDS), KINDS]
 
 
@@ -132,9 +132,9 @@ def test_counts_at_real_size(name):
     network = zoo.real(name)
     family, sites = find_sites({k: tuple(v.shape) for k, v in network.named_parameters()})
     counts = {k: {"sites": len(c), "gates": sum(s.units for s in c)} for k in KINDS if (c := [s for s in sites if s.kind == k])}
-    assert {"family": family.name, **counts} == {k: v for k, v in families.sizes()[name].items() if k != "title"}, json.dumps(
-        counts
-    )
+    listed = families.sizes()[name]
+    assert {"family": family.name, **counts} == {k: v for k, v in listed.items() if k not in ("title", "tested")}, counts
+    assert listed["tested"] == [*(TESTED_SMALL if name in zoo.SMALL else ()), "real size"]
     found = modules_of(network)
     for site in sites:
         module = found[site.places[0].path]
