@@ -94,7 +94,7 @@ class LearnMask(io.ComfyNode):
         encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
         negative = encode("")
         positive = [encode(p) for p in prompts]
-        latent = _empty_latent(model, values["width"], values["height"])
+        latent = empty_latent(model, values["width"], values["height"])
         sampling = model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", values["sampling_steps"])
         total = LOOKING + settings.steps
@@ -124,7 +124,7 @@ def _array(image):
     return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
 
 
-def _empty_latent(model, width, height):
+def empty_latent(model, width, height):
     """Empty latent (1, channels, h, w) that the model takes for pictures of this size."""
     if isinstance(model.model, TestbedModel) and (width, height) != (CANVAS, CANVAS):
         raise SettingError(

@@ -4,8 +4,10 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
+from uniforget_pack.nodes.learn import empty_latent
 from uniforget_pack.uniforget import families
 from uniforget_pack.uniforget.archs import KINDS
+from uniforget_pack.uniforget.errors import SettingError
 from uniforget_pack.uniforget.fold import factors, fold
 from uniforget_pack.uniforget.gates import gated
 from uniforget_pack.uniforget.hosts.comfy import applied, apply_mask, base_fingerprint, differentiable, learn_mask, sites_of
@@ -169,6 +171,17 @@ def conditioning(name, seed):
             "attention_mask_mt5xl": conditions["text_embedding_mask_t5"],
         }
     return [[conditions["c_crossattn"], extra]]
+
+
+@pytest.mark.parametrize("name", zoo.SMALL)
+def test_the_learn_node_makes_latents_that_fit(name):
+    model = zoo.patcher(name)
+    form = model.get_model_object("latent_format")
+    x, _ = zoo.inputs(name)
+    pixels = x.shape[-1] * (getattr(form, "spacial_downscale_ratio", None) or 8)
+    assert empty_latent(model, pixels, pixels).shape[1:] == x.shape[1:]
+    with pytest.raises(SettingError, match=f"multiples of.*{pixels + 4}"):
+        empty_latent(model, pixels, pixels + 4)
 
 
 @pytest.mark.parametrize("name", zoo.SMALL)

@@ -157,7 +157,7 @@ ARCHITECTURES = {
     ),
     "flux2": (
         "flux2", supported.Flux2,
-        flux2(64, 2, 2, 2, axes_dim=[8, 8, 8, 8], context_in_dim=32, in_channels=16, out_channels=16), flux2(),
+        flux2(64, 2, 2, 2, axes_dim=[8, 8, 8, 8], context_in_dim=32), flux2(),
     ),
     "chroma": (
         "chroma", supported.Chroma, chroma(64, 2, 2, 2, axes_dim=[8, 12, 12], context_in_dim=32, hidden_dim=48, n_layers=2),
