@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -50,7 +50,7 @@ def version(as_json: Json = False) -> None:
 @app.command()
 def families(as_json: Json = False) -> None:
     """List the model families that can be masked, with the size of published models and what is tested."""
-    entries = [
+    entries: list[dict[str, Any]] = [
         {
             "name": family.name,
             "title": family.title,

@@ -24,8 +24,8 @@ _VIDEO = (r".*\.(?:time_stack|time_mix_blocks|temporal_transformer_blocks|motion
 
 def _unet(name: str, title: str, text: tuple[int, ...], ndim: int, heads: int = 0, width: int = 1, extra: str = "") -> Family:
     """A UNet family: `text` is the width of its prompts' encoding, `ndim` 4 where the projections around blocks are convolutions."""
-    ours = (Key(_UNET_IN, ndim=ndim), Key(_UNET_TEXT, columns=text))
-    theirs = (Key(_UNET_IN_DIFFUSERS, ndim=ndim), Key(_UNET_TEXT_DIFFUSERS, columns=text))
+    ours: tuple[Key, ...] = (Key(_UNET_IN, ndim=ndim), Key(_UNET_TEXT, columns=text))
+    theirs: tuple[Key, ...] = (Key(_UNET_IN_DIFFUSERS, ndim=ndim), Key(_UNET_TEXT_DIFFUSERS, columns=text))
     if extra:
         ours, theirs = (*ours, Key(r"label_emb\.0\.0\.weight")), (*theirs, Key(extra))
     return Family(

@@ -32,5 +32,5 @@ def fold_(model: nn.Module, mask: MaskSet, strength: float = 1.0, per_kind: Mapp
     """
     family, sites, modules = find_modules(model)
     for edit in edits(match_sites(mask, family, sites), factors(mask, strength, per_kind)):
-        module = modules[edit.path]
-        edit.fold_(module.weight, module.bias)
+        parameters = dict(modules[edit.path].named_parameters(recurse=False))
+        edit.fold_(parameters["weight"], parameters.get("bias"))

@@ -4,38 +4,20 @@ Runs as its own pytest process (``python run.py test`` does that): ComfyUI parse
 lot of state into its modules. ``COMFYUI_PATH`` names the tree; by default the one that run.py fetched.
 """
 
-import importlib.util
-import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[3]
-COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".cache" / "comfyui")
-PACK = "uniforget_pack"
+from launcher import inside
+from launcher.errors import LauncherError
 
 
 def pytest_configure(config):
-    if not (COMFYUI / "main.py").exists():
-        words = f"no ComfyUI at {COMFYUI}: run 'python run.py test', or set COMFYUI_PATH"
-        raise pytest.UsageError(words)
-    base = Path(config.rootpath, ".cache", "inside")
-    for name in ("models/checkpoints", "models/loras", "output", "input", "temp", "custom_nodes", "user"):
-        (base / name).mkdir(parents=True, exist_ok=True)
-    sys.path.insert(0, str(COMFYUI))
-    sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import nodes  # noqa: F401  (ComfyUI's, before anything of ours)
-
-    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACK] = module
-    spec.loader.exec_module(module)
-    module.nodes.maskio.register_folder()
+    try:
+        inside.load(Path(config.rootpath, ".cache", "inside"))
+    except LauncherError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 @pytest.fixture(autouse=True)
