@@ -1,0 +1,88 @@
+"""What benchmarks share: clocks, memory, the machine, JSON."""
+
+import gc
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall time of a call; the result is dropped within it, as freeing belongs to the work."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def allocated(run: Callable[[], Any]) -> tuple[int, int]:
+    """Bytes that a call takes from torch's CPU allocator: ``(at its peak, still held by its result)``.
+
+    Every allocation and release is counted, also those inside of operators, but not what a library such as MKL takes for
+    itself: see :func:`resident`. Recording slows the call down: do not time it.
+    """
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        result = run()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        recorded.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = [(e["ts"], e["args"]["Ev Idx"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]"]
+    now = peak = 0
+    for *_, change in sorted(changes):
+        now += change
+        peak = max(peak, now)
+    del result
+    return peak, now
+
+
+def resident(run: Callable[[], Any]) -> int | None:
+    """Bytes by which a call raises the memory of this process at its peak, as the system sees it; None where it cannot tell."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    gc.collect()
+    try:
+        reset.write_text("5")  # forgets the peak so far
+    except OSError:
+        return None
+    before = _kilobytes(status, "VmRSS")
+    run()
+    return 1024 * max(0, _kilobytes(status, "VmHWM") - before)
+
+
+def _kilobytes(status: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
+
+
+def machine() -> dict[str, Any]:
+    """The machine that figures are from, and how busy it is just now (``load``, this process included)."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": _cpu() or platform.processor() or platform.machine(),
+        "cores": usable,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def write_json(path: Path, figures: dict[str, Any]) -> None:
+    """Figures into a file, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
