@@ -4,10 +4,11 @@
 def all_nodes():
     """Every node class of the pack, in menu order."""
     from .apply import ApplyMask
+    from .combine import CombineMasks
     from .compare import Compare
     from .demo import DemoModel
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
     from .score import DemoScore
 
-    return [LearnMask, ApplyMask, Compare, LoadMask, SaveMask, DemoModel, DemoScore]
+    return [LearnMask, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, DemoModel, DemoScore]

@@ -1,6 +1,6 @@
 """UniForget: make text-to-image models forget what they memorized, without naming it.
 
-The package imports no host and does nothing at import. Beside the names below, see ``learn``, ``fold`` and ``hosts``.
+The package imports no host and does nothing at import. Beside the names below, see ``learn``, ``combine``, ``fold`` and ``hosts``.
 """
 
 __version__ = "0.1.0"

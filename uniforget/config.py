@@ -153,10 +153,49 @@ LEARN = _table(
     Param(
         "objective",
         "stepwise",
-        "What is compared while learning. Stepwise compares single steps: fast, little memory. Trajectory compares finished "
-        "pictures, as in the paper: several times slower.",
+        "How the mask is found. Stepwise compares single sampling steps: fast, little memory. Trajectory compares finished pictures, as "
+        "in the paper: several times slower. Scores needs no training at all: one look at the model at work, works on any "
+        "model that runs, and is less exact.",
         "choice",
-        choices=("stepwise", "trajectory"),
+        choices=("stepwise", "trajectory", "scores"),
+        advanced=True,
+    ),
+    Param(
+        "along",
+        "teacher",
+        "Which pictures stepwise looks at on their way: those of the original model (teacher), or those that the model with the mask "
+        "draws itself (student: about as slow as trajectory, closer to what you will see).",
+        "choice",
+        choices=("teacher", "student"),
+        advanced=True,
+    ),
+    Param(
+        "target_sparsity",
+        0.0,
+        "Switch off this share of the gates, instead of what the preset leads to. 0.3 is 30 %. 0: not used.",
+        "float",
+        0.0,
+        0.95,
+        0.01,
+        advanced=True,
+    ),
+    Param(
+        "max_neutral_loss",
+        0.0,
+        "Switch off as much as possible while everyday prompts change less than this (0.02 is careful, 0.1 a lot). 0: not used.",
+        "float",
+        0.0,
+        1.0,
+        0.005,
+        advanced=True,
+    ),
+    Param(
+        "memory",
+        "auto",
+        "Memory against speed. Auto takes the fastest way that fits. Keep is fastest and needs the most, step re-computes one sampling "
+        "step at a time, block one block of the model at a time: slowest, fits the smallest cards.",
+        "choice",
+        choices=("auto", "keep", "step", "block"),
         advanced=True,
     ),
 )
@@ -184,6 +223,47 @@ APPLY = _table(
         )
         for kind, what in (("ffn", "neurons"), ("norm", "modulation channels"), ("attn", "attention heads"))
     ),
+)
+
+COMBINE = _table(
+    Param(
+        "mode",
+        "union",
+        "What to make of the two masks. Union forgets what either forgets, intersection only what both forget, difference what A "
+        "forgets and B does not; blend mixes them by weight. Not used without a mask B.",
+        "choice",
+        choices=("union", "intersection", "difference", "blend"),
+    ),
+    Param(
+        "weight",
+        0.5,
+        "How much of mask B a blend has: 0 is mask A, 1 is mask B. Only used when the mode is blend.",
+        "float",
+        0.0,
+        1.0,
+        0.01,
+    ),
+    Param(
+        "kinds",
+        "all",
+        "Which kinds of parts the result may switch off: neurons (ffn), modulation channels (norm), attention heads (attn). The "
+        "others are left alone.",
+        "choice",
+        choices=("all", "ffn", "norm", "attn", "ffn + norm", "ffn + attn", "norm + attn"),
+    ),
+    Param(
+        "blocks",
+        "",
+        "Which blocks of the model the result may switch off, such as 'IN4-8, MID' (SD1.5, SDXL), 'double 0-7, single 10-20' (FLUX) "
+        "or '3-9, 12' (SD3 and others); 'not MID' leaves one out. Empty means all. The node lists the blocks that a mask has.",
+        "text",
+    ),
+)
+
+
+# What `learn` takes beside beta, which the preset decides.
+SETTINGS = (
+    *("steps", "learning_rate", "batch", "cfg", "seed", "objective", "along", "target_sparsity", "max_neutral_loss", "memory"),
 )
 
 
