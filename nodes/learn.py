@@ -2,12 +2,14 @@
 
 import hashlib
 import logging
+from pathlib import Path
 
 import comfy.latent_formats
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
+import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -16,7 +18,7 @@ from ..testbed.evaluate import learning_prompts
 from ..uniforget import __version__, config
 from ..uniforget.errors import SettingError
 from ..uniforget.hosts import comfy as host
-from ..uniforget.learn import Progress, Settings
+from ..uniforget.learn import Progress, Settings, curve_csv
 from ..uniforget.maskset import MaskInfo
 from ..uniforget.prompts import neutral_prompts
 from ..uniforget.sites import target_kinds
@@ -47,7 +49,8 @@ class LearnMask(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Finds the few parts of the model that neutral prompts do not need: that is where memorized pictures live. "
-                "You never name what should be forgotten. Learn once, save the mask, and use it at any strength."
+                "You never name what should be forgotten. Learn once, save the mask, and use it at any strength. "
+                "Cancelled? Queue it again with the same settings: it goes on where it stopped."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn a mask for. It is not changed."),
@@ -58,6 +61,7 @@ class LearnMask(io.ComfyNode):
             outputs=[
                 MaskType.Output(id="mask", display_name="mask", tooltip="Apply it, or save it."),
                 io.Image.Output(id="curve", display_name="curve", tooltip="How learning went: loss and share switched off."),
+                io.String.Output(id="csv", display_name="csv", tooltip="The same as a table: one line per update."),
             ],
         )
 
@@ -68,15 +72,7 @@ class LearnMask(io.ComfyNode):
         prompts = read_prompts(values["prompts"], model)
         preset = values["preset"]
         beta = config.resolve_beta(preset, values["beta"])
-        settings = Settings(
-            beta=beta,
-            steps=values["steps"],
-            learning_rate=values["learning_rate"],
-            batch=values["batch"],
-            cfg=values["cfg"],
-            seed=values["seed"],
-            objective=values["objective"],
-        )
+        settings = Settings(beta=beta, **{name: values[name] for name in config.SETTINGS})
         family, sites = host.sites_of(model)
         kinds = target_kinds(values["targets"])
         info = MaskInfo(
@@ -95,6 +91,8 @@ class LearnMask(io.ComfyNode):
         negative = encode("")
         positive = [encode(p) for p in prompts]
         latent = empty_latent(model, values["width"], values["height"])
+        # Only what is learned on stays on the device.
+        comfy.model_management.unload_all_models()
         sampling = model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", values["sampling_steps"])
         total = LOOKING + settings.steps
@@ -112,10 +110,18 @@ class LearnMask(io.ComfyNode):
             bar.update_absolute(LOOKING + progress.step, total, preview)
 
         chosen = [site for site in sites if site.kind in kinds]
-        result = host.learn_mask(model, chosen, positive, negative, latent, sigmas, settings, info, report)
+        folder = Path(folder_paths.get_output_directory(), "uniforget")
+        result = host.learn_mask(model, chosen, positive, negative, latent, sigmas, settings, info, report, folder / "unfinished")
         logging.info("UniForget: %s", result.mask.summary())
         picture = torch.from_numpy(_array(curve_picture(result.curve, settings.steps)))[None]
-        return io.NodeOutput(result.mask, picture, ui=show(cls, result.mask.summary()))
+        table = curve_csv(result.curve)
+        lines = [result.mask.summary()]
+        if result.curve:
+            path = folder / "curves" / f"{result.mask.digest()}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(table, encoding="utf-8")
+            lines.append(f"curve saved as {path}")
+        return io.NodeOutput(result.mask, picture, table, ui=show(cls, "\n".join(lines)))
 
 
 def _array(image):

@@ -13,7 +13,7 @@ def curve_picture(curve, steps):
     """Loss (log scale, left axis) and share switched off (right axis) over the updates: a WIDTH x HEIGHT RGB image."""
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(image)
-    left, top, right, bottom = MARGIN, 34, WIDTH - MARGIN, HEIGHT - 28
+    left, top, right, bottom = MARGIN, 44, WIDTH - MARGIN, HEIGHT - 28
     for i in range(5):
         y = bottom - (bottom - top) * i / 4
         draw.line((left, y, right, y), fill=GRID)
@@ -29,9 +29,19 @@ def curve_picture(curve, steps):
     for line, colour in ((points, LOSS), (off, OFF)):
         if len(line) > 1:
             draw.line(line, fill=colour, width=2)
+    # The same batch with the relaxed gates (hollow) and with the mask that ships (full): how far apart they are.
+    for p in curve:
+        for value, fill in ((p.soft, None), (p.hard, LOSS)):
+            if value == value and value > 0:
+                y = bottom - (bottom - top) * min(max((math.log10(value) - low) / (high - low), 0), 1)
+                draw.ellipse((x(p) - 3, y - 3, x(p) + 3, y + 3), fill=fill, outline=LOSS)
     last = curve[-1]
-    draw.text((left, 10), f"difference to the original on neutral prompts {values[-1]:.4f}", fill=LOSS)
-    draw.text((right - 150, 10), f"switched off {last.off_share:.1%}", fill=OFF)
+    draw.text((left, 8), f"difference to the original on neutral prompts {values[-1]:.4f}", fill=LOSS)
+    draw.text((left, 20), "circles: relaxed gates, dots: the mask", fill=LOSS)
+    shares = ", ".join(f"{kind} {share:.1%}" for kind, share in last.off.items())
+    words = f"switched off {last.off_share:.1%}"
+    draw.text((right - draw.textlength(words), 8), words, fill=OFF)
+    draw.text((right - draw.textlength(shares), 20), shares, fill=OFF)
     draw.text((4, top - 6), f"1e{high}", fill=LOSS)
     draw.text((4, bottom - 6), f"1e{low}", fill=LOSS)
     draw.text((right + 4, top - 6), f"{highest_off:.0%}", fill=OFF)

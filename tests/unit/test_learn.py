@@ -13,7 +13,7 @@ SETTINGS = Settings(beta=1.0, steps=12, batch=4, noises=1, cfg=2.0)
 
 def objective_at(name, model, generator_seed=0):
     generator = torch.Generator().manual_seed(generator_seed)
-    bank = record_teacher(model, SETTINGS, generator, lambda p: None)
+    bank = record_teacher(model, SETTINGS)
     factors = {}
     return OBJECTIVES[name](model, bank, SETTINGS, generator, factors), factors
 

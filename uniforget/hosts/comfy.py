@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import comfy.model_management
@@ -22,6 +23,7 @@ from ..errors import MismatchError
 from ..fingerprint import fingerprint
 from ..fold import edits, factors
 from ..learn import Progress, Result, Settings, learn
+from ..learn.inplace import OutOfPlace
 from ..maskset import MaskInfo, MaskSet
 from ..sites import Site, find_sites, match_sites
 
@@ -143,17 +145,14 @@ def _thawed(value):
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Forward and backward passes within it give right gradients with respect to gates and latents.
-
-    FLUX-type blocks add to their input in place, which backward still needs: the old values are kept.
-    """
+    """Within it, ComfyUI's models can be differentiated with respect to gates and latents."""
     management = comfy.model_management
     # Newer versions pick differentiable code paths by this flag.
     had = getattr(management, "in_training", None)
     if had is not None:
         management.in_training = True
     try:
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with OutOfPlace():
             yield
     finally:
         if had is not None:
@@ -218,7 +217,8 @@ class _Loaded:
         first, *others = (self.conditions[i] for i in which)
         inputs = {name: value.concat([o[name] for o in others]) for name, value in first.items()}
         options = {**self.options, "cond_or_uncond": [int(i == -1) for i in which], "sigmas": sigma[:1]}
-        return self.model.apply_model(x, sigma, **inputs, transformer_options=options)
+        with differentiable():
+            return self.model.apply_model(x, sigma, **inputs, transformer_options=options)
 
 
 class _LearnSampler(comfy.samplers.Sampler):
@@ -229,7 +229,7 @@ class _LearnSampler(comfy.samplers.Sampler):
         self.result: Result | None = None
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        with torch.inference_mode(False), torch.enable_grad(), differentiable():
+        with torch.inference_mode(False), torch.enable_grad():
             _thaw(model_wrap.inner_model)
             self.result = self.run(model_wrap, sigmas, latent_image.clone(), extra_args["model_options"])
         return latent_image
@@ -245,6 +245,7 @@ def learn_mask(
     settings: Settings,
     info: MaskInfo,
     report: Callable[[Progress], None],
+    folder: Path | None = None,
 ) -> Result:
     """Learn a mask for a ModelPatcher inside ComfyUI.
 
@@ -253,6 +254,7 @@ def learn_mask(
         positive: one conditioning per prompt; `negative`: one conditioning.
         latent: empty latent (1, ...) of the picture size to learn at.
         sigmas: the sampling steps, descending to 0.
+        folder: where unfinished learning is kept, see :func:`uniforget.learn.learn`.
 
     Raises:
         LearnError: see :func:`uniforget.learn.learn`; ComfyUI's interrupt passes through unchanged.
@@ -260,7 +262,7 @@ def learn_mask(
 
     def run(guider, sigmas, latent, model_options):
         model = _Loaded(guider, sites, sigmas, latent, len(positive), model_options)
-        return learn(model, settings, info, report)
+        return learn(model, settings, info, report, folder)
 
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_conds([entry for conditioning in positive for entry in conditioning[:1]], negative)

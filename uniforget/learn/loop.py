@@ -1,293 +1,241 @@
 """Learning a mask from neutral prompts (UniForget, arXiv 2512.09687, eq. 4).
 
 Teacher and student are one set of weights: the student is the model with gates in it. Only the gate logits, one flat
-float32 vector, ever get a gradient. Two objectives share everything else:
-
-* ``trajectory``: the paper's. The student samples N steps; the loss compares its final latent with the teacher's. The
-  backward pass re-computes one sampling step at a time with the same gates, so memory is that of one step.
-* ``stepwise``: the student is compared with the teacher at states along the teacher's trajectories; no chain, so one
-  forward and one backward per update.
-
-Under classifier-free guidance both branches are matched.
+float32 vector, ever get a gradient.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import torch
-from torch import nn
 
-from .errors import LearnError
-from .gates import INITIAL_LOGIT, gated, hard_gates, sample_noise, soft_gates, sparsity_loss
-from .maskset import MaskInfo, MaskSet
-from .sites import Site
+from ..errors import LearnError
+from ..gates import INITIAL_LOGIT, gated, hard_gates, sample_noise, soft_gates, sparsity_loss
+from ..maskset import MaskInfo, MaskSet
+from . import memory, scores, shards, state
+from .model import Model, Progress, Result, Settings
+from .objectives import OBJECTIVES, Objective
+from .teacher import Order, record_teacher
 
 # What beta = 1 weighs. The reconstruction loss is relative (1 = predicting nothing at all), so that one unit serves models
 # of any latent scale. Calibrated on the testbed; docs/method.md says how.
-BETA_UNIT = {"stepwise": 0.02, "trajectory": 0.02}
+BETA_UNIT = 0.02
+PROBES = 10  # times that the gap between relaxed gates and hard mask is measured
+PROBE_ITEMS = 32
+Report = Callable[[Progress], None]
 
 
-class Model(Protocol):
-    """What learning needs from a host. Latents are float32 (n, ...) tensors on the host's device."""
-
-    sites: list[Site]
-    modules: dict[str, nn.Module]
-    sigmas: torch.Tensor
-    prompts: int
-
-    def initial(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """`count` pure-noise latents at ``sigmas[0]``, drawn from `generator` (a CPU generator)."""
-        ...
-
-    def denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
-        """Predicted clean latents of `x` (n, ...) at `sigma` (n,) for prompts `which`; -1 is the negative prompt."""
-        ...
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to learn. Defaults and ranges that users see stand in :mod:`uniforget.config`."""
-
-    beta: float = 2.0
-    steps: int = 400
-    learning_rate: float = 0.1
-    batch: int = 16
-    cfg: float = 3.0
-    seed: int = 0
-    objective: str = "stepwise"
-    noises: int = 0  # teacher's trajectories per prompt; 0: about 512 in all, or as many as the updates can use
-    harden: float = 0.3
-
-
-@dataclass
-class Progress:
-    """State after one update. ``reconstruction`` is relative to the teacher's own magnitude."""
-
-    step: int
-    steps: int
-    reconstruction: float
-    off_share: float
-    stage: str = "learning"
-
-
-@dataclass
-class Result:
-    """What learning returns: the mask to ship, the soft gates it came from, and the curve."""
-
-    mask: MaskSet
-    soft: MaskSet
-    curve: list[Progress] = field(default_factory=list)
-
-
-@dataclass
-class Bank:
-    """The teacher's trajectories. float16 on the CPU; states are rounded before the teacher sees them."""
-
-    which: list[int]
-    states: torch.Tensor  # (trajectories, N + 1, ...)
-    positive: torch.Tensor  # (trajectories, N, ...)
-    negative: torch.Tensor | None
-    scale: float  # mean square of the teacher's derivative
-    final_scale: float  # mean square of the final latents
-
-
-def guided(model: Model, x, sigma, which, cfg):
-    """``(guided, positive, negative)`` predictions of the clean latent; negative is None without guidance."""
-    if cfg == 1.0:
-        positive = model.denoise(x, sigma, which)
-        return positive, positive, None
-    both = model.denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), which + [-1] * len(which))
-    positive, negative = both.chunk(2)
-    return negative + cfg * (positive - negative), positive, negative
-
-
-def euler(model: Model, x, k, which, cfg):
-    """One Euler step from ``sigmas[k]`` to ``sigmas[k + 1]``; returns ``(next x, positive, negative)``."""
-    sigma, after = model.sigmas[k], model.sigmas[k + 1]
-    clean, positive, negative = guided(model, x, sigma.expand(len(x)), which, cfg)
-    return x + (x - clean) / sigma * (after - sigma), positive, negative
-
-
-@torch.no_grad()
-def record_teacher(model: Model, settings: Settings, generator: torch.Generator, report: Callable[[Progress], None]) -> Bank:
-    """Sample every prompt with the untouched model, each time with other noise, and keep what it saw and said."""
-    noises = settings.noises or max(1, math.ceil(min(512, settings.steps * settings.batch) / model.prompts))
-    which = [p for _ in range(noises) for p in range(model.prompts)]
-    steps = len(model.sigmas) - 1
-    states, positives, negatives = [], [], []
-    square = final = 0.0
-    for start in range(0, len(which), settings.batch):
-        chunk = which[start : start + settings.batch]
-        x = model.initial(len(chunk), generator)
-        xs, ps, ns = [], [], []
-        for k in range(steps):
-            x = x.half().float()
-            xs.append(x.half().cpu())
-            following, positive, negative = euler(model, x, k, chunk, settings.cfg)
-            square += ((x - positive) / model.sigmas[k]).square().mean().item() * len(chunk) / steps
-            ps.append(positive.half().cpu())
-            if negative is not None:
-                ns.append(negative.half().cpu())
-            x = following
-        final += x.square().mean().item() * len(chunk)
-        xs.append(x.half().cpu())
-        states.append(torch.stack(xs, 1))
-        positives.append(torch.stack(ps, 1))
-        if ns:
-            negatives.append(torch.stack(ns, 1))
-        report(Progress(start + len(chunk), len(which), 0.0, 0.0, stage="teacher"))
-    count = len(which)
-    negative = torch.cat(negatives) if negatives else None
-    return Bank(which, torch.cat(states), torch.cat(positives), negative, square / count, final / count)
-
-
-def _pick(count: int, size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Endless batches of `size` out of `count`, every item once before any comes again."""
-    order: list[int] = []
-    while True:
-        while len(order) < size:
-            order += torch.randperm(count, generator=generator).tolist()
-        yield order[:size]
-        del order[:size]
-
-
-class _Objective(ABC):
-    """What both objectives share."""
-
-    def __init__(
-        self, model: Model, bank: Bank, settings: Settings, generator: torch.Generator, factors: dict[str, torch.Tensor]
-    ):
-        self.model, self.bank, self.settings, self.factors = model, bank, settings, factors
-        self.units = [s.units for s in model.sites]
-        self.device = model.sigmas.device
-
-    def install(self, gates: torch.Tensor) -> None:
-        """Make the model's hooks use `gates` (flat, all sites in order)."""
-        self.factors.update(zip((s.name for s in self.model.sites), gates.split(self.units), strict=True))
-
-    @abstractmethod
-    def loss_and_gradient(self, gates: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """Relative reconstruction loss of the next batch under flat `gates`, and its gradient with respect to them."""
-
-
-class Stepwise(_Objective):
-    """Student against teacher at single states, derivative ``(x - clean) / sigma`` in both guidance branches."""
-
-    def __init__(self, model, bank, settings, generator, factors):
-        super().__init__(model, bank, settings, generator, factors)
-        self.steps = len(model.sigmas) - 1
-        self.batches = _pick(len(bank.which) * self.steps, settings.batch, generator)
-        gaps = model.sigmas[:-1] - model.sigmas[1:]
-        self.weights = gaps / gaps.mean()
-
-    def loss_and_gradient(self, gates: torch.Tensor) -> tuple[float, torch.Tensor]:
-        chosen = next(self.batches)
-        rows = [i // self.steps for i in chosen]
-        ks = torch.tensor([i % self.steps for i in chosen])
-        x = self.bank.states[rows, ks].to(self.device).float()
-        sigma = self.model.sigmas[ks.to(self.device)]
-        which = [self.bank.which[r] for r in rows]
-        gates = gates.detach().requires_grad_()
-        self.install(gates)
-        _, positive, negative = guided(self.model, x, sigma, which, self.settings.cfg)
-        error = (positive - self.bank.positive[rows, ks].to(positive)).square().flatten(1).mean(1)
-        if negative is not None and self.bank.negative is not None:
-            error = (error + (negative - self.bank.negative[rows, ks].to(negative)).square().flatten(1).mean(1)) / 2
-        loss = (error * self.weights[ks.to(self.device)] / sigma.square()).mean() / self.bank.scale
-        (gradient,) = torch.autograd.grad(loss, gates)
-        return loss.item(), gradient
-
-
-class Trajectory(_Objective):
-    """The paper's loss on final latents; the backward pass re-computes one sampling step at a time."""
-
-    def __init__(self, model, bank, settings, generator, factors):
-        super().__init__(model, bank, settings, generator, factors)
-        self.batches = _pick(len(bank.which), settings.batch, generator)
-
-    def loss_and_gradient(self, gates: torch.Tensor) -> tuple[float, torch.Tensor]:
-        rows = next(self.batches)
-        which = [self.bank.which[r] for r in rows]
-        steps = len(self.model.sigmas) - 1
-        gates = gates.detach()
-        states = [self.bank.states[rows, 0].to(self.device).float()]
-        self.install(gates)
-        with torch.no_grad():
-            for k in range(steps):
-                states.append(euler(self.model, states[-1], k, which, self.settings.cfg)[0])
-        target = self.bank.states[rows, steps].to(states[-1])
-        difference = states.pop() - target
-        loss = difference.square().mean() / self.bank.final_scale
-        gradient_x = 2 * difference / difference.numel() / self.bank.final_scale
-        total = torch.zeros_like(gates)
-        for k in reversed(range(steps)):
-            # The same gates are installed again as a fresh leaf, so one call returns the gradients of both inputs.
-            leaf = gates.clone().requires_grad_()
-            self.install(leaf)
-            x = states.pop().requires_grad_()
-            after = euler(self.model, x, k, which, self.settings.cfg)[0]
-            gradient_x, gradient = torch.autograd.grad(after, (x, leaf), grad_outputs=gradient_x)
-            total += gradient
-        return loss.item(), total
-
-
-OBJECTIVES = {"stepwise": Stepwise, "trajectory": Trajectory}
-
-
-def learn(model: Model, settings: Settings, info: MaskInfo, report: Callable[[Progress], None] = lambda p: None) -> Result:
+def learn(
+    model: Model,
+    settings: Settings,
+    info: MaskInfo,
+    report: Report = lambda p: None,
+    folder: Path | None = None,
+    every: int = 25,
+) -> Result:
     """Learn a mask. `report` is called after every update and may raise to cancel; hooks are removed whatever happens.
 
     The last ``settings.harden`` share of the updates trains with hard gates and straight-through gradients, which closes
     the gap between the relaxed gates and the binary mask that ships. Deterministic for a seed on one machine; torch's
     global random state is neither read nor changed.
 
+    Args:
+        folder: where unfinished learning is kept, every `every` updates and when it is cancelled; a run with the same settings,
+            model and prompts goes on from there. None: nothing is kept.
+
     Raises:
-        LearnError: there is nothing to gate, or the loss is no longer a number.
+        LearnError: there is nothing to gate, memory ran out, or the loss is no longer a number. What was kept stays.
     """
     if not model.sites:
         raise LearnError("The chosen targets have no sites in this model. Choose other targets, for example 'ffn + norm'.")
     began = time.monotonic()
-    generator = torch.Generator().manual_seed(settings.seed)
-    bank = record_teacher(model, settings, generator, report)
-    device = model.sigmas.device
-    size = sum(s.units for s in model.sites)
-    logits = torch.full((size,), INITIAL_LOGIT, device=device, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=settings.learning_rate)
-    beta = settings.beta * BETA_UNIT[settings.objective]
-    soft_steps = settings.steps - round(settings.steps * settings.harden)
-    factors: dict[str, torch.Tensor] = {}
-    curve: list[Progress] = []
-    with gated(model.modules, model.sites, factors):
-        objective = OBJECTIVES[settings.objective](model, bank, settings, generator, factors)
-        for step in range(settings.steps):
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-            if step < soft_steps:
-                gates = soft_gates(logits, sample_noise(size, generator).to(device))
-            else:
-                gates = hard_gates(logits)
-            reconstruction, gradient = objective.loss_and_gradient(gates)
-            if not math.isfinite(reconstruction):
-                raise LearnError(
-                    f"The loss is not a number at step {step + 1} of {settings.steps}. Lower the learning rate "
-                    f"(now {settings.learning_rate}), or load the model in fp32 or bf16 instead of fp16."
-                )
-            optimizer.zero_grad(set_to_none=True)
-            (logits.grad,) = torch.autograd.grad((gates * gradient).sum() + beta * sparsity_loss(logits), logits)
-            optimizer.step()
-            progress = Progress(step + 1, settings.steps, reconstruction, (logits.detach() <= 0).float().mean().item())
-            curve.append(progress)
-            report(progress)
-    info = replace(info, steps=settings.steps, learn_seconds=round(time.monotonic() - began, 1))
-    return Result(_mask(model, (logits.detach() > 0).float(), info), _mask(model, soft_gates(logits.detach()), info), curve)
+    try:
+        if settings.objective == "scores":
+            mask = scores.score(model, settings, info, report)
+            mask = replace(mask, info=replace(mask.info, learn_seconds=round(time.monotonic() - began, 1)))
+            return Result(mask, mask)
+        return _Run(model, settings, info, report, folder, every).run(began)
+    except torch.OutOfMemoryError as error:
+        kept = " What was learned so far is kept: start again with the same settings to go on." if folder else ""
+        raise LearnError(
+            f"The device ran out of memory ({str(error).splitlines()[0]}). Lower the batch (now {settings.batch}) or the picture "
+            f"size, or set memory to 'block' (now {settings.memory!r}).{kept}"
+        ) from error
 
 
-def _mask(model: Model, gates: torch.Tensor, info: MaskInfo) -> MaskSet:
-    pieces = gates.cpu().split([s.units for s in model.sites])
-    named = {s.name: piece.clone() for s, piece in zip(model.sites, pieces, strict=True)}
-    return MaskSet(named, {s.name: s.kind for s in model.sites}, info)
+class _Run:
+    """One learning run: its state, and how it moves on."""
+
+    def __init__(self, model: Model, settings: Settings, info: MaskInfo, report: Report, folder: Path | None, every: int):
+        self.model, self.settings, self.info, self.report, self.every = model, settings, info, report, every
+        self.device = model.sigmas.device
+        self.size = sum(s.units for s in model.sites)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.logits = torch.full((self.size,), INITIAL_LOGIT, device=self.device, requires_grad=True)
+        self.optimizer = torch.optim.Adam([self.logits], lr=settings.learning_rate)
+        self.beta = settings.beta * BETA_UNIT
+        self.cut = 0.0  # gates with logits above it stay on
+        self.curve: list[Progress] = []
+        self.memory = settings.memory
+        self.soft_steps = settings.steps - round(settings.steps * settings.harden)
+        shape = model.initial(1, torch.Generator().manual_seed(0)).shape[1:]
+        self.key = state.key(settings, info, model.sites, model.sigmas, shape)
+        self.folder = folder
+        self.file = state.path_of(folder, self.key) if folder else None
+
+    def run(self, began: float) -> Result:
+        bank = record_teacher(self.model, self.settings, self.report, self.folder, self.key)
+        factors: dict[str, torch.Tensor] = {}
+        with gated(self.model.modules, self.model.sites, factors):
+            objective = OBJECTIVES[self.settings.objective](self.model, bank, self.settings, self.generator, factors)
+            probe = torch.randperm(objective.items(), generator=torch.Generator().manual_seed(self.settings.seed + 1)).tolist()
+            probe = probe[:PROBE_ITEMS]
+            order = objective.batches
+            assert isinstance(order, Order)
+            first = self._resume(objective, order)
+            often = max(1, self.settings.steps // PROBES)
+            measured = {1, self.soft_steps, self.settings.steps, *range(often, self.settings.steps, often)}
+            for step in range(first, self.settings.steps):
+                before = self.generator.get_state(), list(order.left)
+                done = step
+                try:
+                    if step == self.soft_steps:
+                        self._choose_cut(objective, probe)
+                    progress = self._update(objective, step)
+                    self.curve.append(progress)
+                    before, done = (self.generator.get_state(), order.left), step + 1
+                    if done in measured:
+                        progress.soft = objective.loss(probe, soft_gates(self.logits.detach() - self.cut))
+                        progress.hard = objective.loss(probe, self._hard())
+                    if done % self.every == 0:
+                        self._keep(done, *before)
+                    self.report(progress)
+                except BaseException:
+                    # Cancelled, or failed: what was learned up to here is kept.
+                    self._keep(done, *before)
+                    raise
+            if self.settings.max_neutral_loss:
+                self._choose_cut(objective, probe)
+        result = self._result(began)
+        self._clean()
+        return result
+
+    def _update(self, objective: Objective, step: int) -> Progress:
+        settings = self.settings
+        rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        self.optimizer.param_groups[0]["lr"] = rate
+        targeted = bool(settings.target_sparsity or settings.max_neutral_loss)
+        if step < self.soft_steps:
+            gates = soft_gates(self.logits, sample_noise(self.size, self.generator).to(self.device))
+        else:
+            if settings.target_sparsity:
+                self.cut = self._quantile(settings.target_sparsity)
+            gates = hard_gates(self.logits - self.cut)
+        reconstruction, gradient = objective.loss_and_gradient(gates)
+        if not math.isfinite(reconstruction):
+            raise LearnError(
+                f"The loss is not a number at step {step + 1} of {settings.steps}. Lower the learning rate "
+                f"(now {settings.learning_rate}), or load the model in fp32 or bf16 instead of fp16."
+            )
+        # With a target the share of hard gates is fixed by the cut, and nothing pushes.
+        push = 0.0 if targeted and step >= self.soft_steps else self.beta
+        self.optimizer.zero_grad(set_to_none=True)
+        (self.logits.grad,) = torch.autograd.grad((gates * gradient).sum() + push * sparsity_loss(self.logits), self.logits)
+        self.optimizer.step()
+        if settings.target_sparsity and step < self.soft_steps:
+            # Steers the sparsity weight so that the relaxed gates arrive near the target too.
+            miss = settings.target_sparsity * min(1.0, 2 * (step + 1) / max(1, self.soft_steps)) - self._off(self.logits <= 0)
+            self.beta = min(max(self.beta * math.exp(0.5 * miss), 1e-6), 100.0)
+        on = self.logits.detach() > self.cut
+        per_kind = {
+            kind: 1
+            - torch.cat([p for s, p in zip(self.model.sites, self._split(on.float()), strict=True) if s.kind == kind])
+            .mean()
+            .item()
+            for kind in dict.fromkeys(s.kind for s in self.model.sites)
+        }
+        return Progress(step + 1, settings.steps, reconstruction, self._off(~on), off=per_kind)
+
+    def _off(self, off: torch.Tensor) -> float:
+        return off.float().mean().item()
+
+    def _split(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return flat.split([s.units for s in self.model.sites])
+
+    def _hard(self) -> torch.Tensor:
+        return (self.logits.detach() > self.cut).float()
+
+    def _quantile(self, share: float) -> float:
+        """The cut that switches off `share` of the gates, as nearly as equal logits allow."""
+        count = min(round(share * self.size), self.size - 1)
+        if count <= 0:
+            return self.logits.detach().min().item() - 1.0
+        return self.logits.detach().kthvalue(count).values.item()
+
+    def _choose_cut(self, objective: Objective, probe: list[int]) -> None:
+        """Where the relaxed gates are cut into on and off: at 0, or where the target is met."""
+        if self.settings.target_sparsity:
+            self.cut = self._quantile(self.settings.target_sparsity)
+        elif self.settings.max_neutral_loss:
+            low, high = 0.0, 1.0
+            for _ in range(8):
+                middle = (low + high) / 2
+                self.cut = self._quantile(middle)
+                if objective.loss(probe, self._hard()) <= self.settings.max_neutral_loss:
+                    low = middle
+                else:
+                    high = middle
+            self.cut = self._quantile(low)
+
+    def _keep(self, step: int, generator: torch.Tensor, left: list[int]) -> None:
+        if self.file is None or shards.rank() or not step:
+            return
+        moments = self.optimizer.state[self.logits]
+        extra = {"cut": self.cut, "beta": self.beta, "memory": float(memory.MODES.index(self.memory))}
+        first, second = moments["exp_avg"], moments["exp_avg_sq"]
+        state.write(self.file, state.State(step, self.logits, first, second, generator, left, extra, self.curve))
+
+    def _resume(self, objective: Objective, order: Order) -> int:
+        """Go on from what is kept; returns the number of updates done."""
+        kept = state.read(self.file, self.size) if self.file else None
+        if kept is None:
+            chain = objective.steps if self.settings.objective == "trajectory" else 1
+            objective.settle_memory(memory.free_bytes(self.device), chain)
+            self.memory = objective.memory
+            return 0
+        with torch.no_grad():
+            self.logits.copy_(kept.logits)
+        self.optimizer.state[self.logits] = {
+            "step": torch.tensor(float(kept.step)),
+            "exp_avg": kept.first.to(self.device),
+            "exp_avg_sq": kept.second.to(self.device),
+        }
+        self.generator.set_state(kept.generator)
+        order.left = kept.left
+        self.cut, self.beta, self.curve = kept.extra["cut"], kept.extra["beta"], kept.curve
+        # Another way of spending memory rounds differently.
+        self.memory = objective.memory = memory.MODES[int(kept.extra["memory"])]
+        return kept.step
+
+    def _clean(self) -> None:
+        """Remove what an unfinished run needs."""
+        if self.folder is not None and not shards.rank():
+            for path in self.folder.glob(f"{self.key}.*"):
+                path.unlink(missing_ok=True)
+
+    def _result(self, began: float) -> Result:
+        extra = dict(self.info.extra)
+        last = self.curve[-1]
+        extra |= {"loss_soft": f"{last.soft:.6g}", "loss_hard": f"{last.hard:.6g}"}
+        info = replace(self.info, steps=self.settings.steps, learn_seconds=round(time.monotonic() - began, 1), extra=extra)
+        soft = soft_gates(self.logits.detach() - self.cut)
+        return Result(self._mask(self._hard(), info), self._mask(soft, info), self.curve)
+
+    def _mask(self, gates: torch.Tensor, info: MaskInfo) -> MaskSet:
+        named = {s.name: piece.clone() for s, piece in zip(self.model.sites, self._split(gates.cpu()), strict=True)}
+        return MaskSet(named, {s.name: s.kind for s in self.model.sites}, info)

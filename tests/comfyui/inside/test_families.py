@@ -1,5 +1,7 @@
 """Every model family on ComfyUI's own classes: exact folding, right gradients, living sites, real sizes, learning."""
 
+from types import SimpleNamespace
+
 import comfy.model_management
 import comfy.samplers
 import pytest
@@ -10,8 +12,9 @@ from uniforget_pack.uniforget.archs import KINDS
 from uniforget_pack.uniforget.errors import SettingError
 from uniforget_pack.uniforget.fold import factors, fold
 from uniforget_pack.uniforget.gates import gated
+from uniforget_pack.uniforget.hosts.comfy import _thaw as thaw
 from uniforget_pack.uniforget.hosts.comfy import applied, apply_mask, base_fingerprint, differentiable, learn_mask, sites_of
-from uniforget_pack.uniforget.learn import Settings
+from uniforget_pack.uniforget.learn import Settings, memory
 from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
 from uniforget_pack.uniforget.sites import find_sites
 
@@ -95,16 +98,13 @@ def test_gradient_equals_finite_differences_and_every_gate_is_alive(name):
         # Ordinary tensors: those made under inference mode cannot be differentiated through.
         x, sigma, weight = x.clone(), sigma.clone(), weight.clone()
         conditions = {k: v.clone() if torch.is_tensor(v) else v for k, v in conditions.items()}
-        for module in network.modules():
-            for key, parameter in list(module._parameters.items()):
-                if parameter is not None:
-                    module._parameters[key] = torch.nn.Parameter(parameter.clone(), requires_grad=False)
-            for key, buffer in list(module._buffers.items()):
-                module._buffers[key] = None if buffer is None else buffer.clone()
+        thaw(network)
         gates = (0.3 + 0.6 * torch.rand(sum(units), generator=generator, dtype=torch.float64)).clone().requires_grad_()
         with differentiable():
-            (gradient,) = torch.autograd.grad(loss(gates), gates)
+            value = loss(gates)
+            (gradient,) = torch.autograd.grad(value, gates)
         with torch.no_grad():
+            assert value == pytest.approx(loss(gates).item(), rel=1e-9), "what makes it differentiable must change nothing"
             h = 0.02  # large, because parts of some models compute in float32; the five-point rule is exact to h^4
             for site, piece in zip(sites, gradient.split(units), strict=True):
                 direction = torch.zeros_like(gates)
@@ -202,3 +202,25 @@ def test_learns_a_mask_and_applies_it(name):
     assert applied(masked)[0]["mask"] == result.mask.digest()
     comfy.model_management.load_models_gpu([masked])
     assert not torch.equal(zoo.predict(name, model.model), before)
+
+
+@pytest.mark.parametrize("name", zoo.SMALL)
+def test_recomputing_blocks_gives_the_same_gradient(name):
+    """FLUX-type blocks change their input in place: re-computing them naively runs and is wrong."""
+    model = zoo.small(name)
+    x, sigma = zoo.inputs(name)
+    conditions = zoo.conditions(name)
+    with torch.inference_mode(False), torch.enable_grad():
+        thaw(model)
+        x, sigma = x.clone(), sigma.clone()
+        conditions = {k: v.clone() if torch.is_tensor(v) else v for k, v in conditions.items()}
+        _, sites = find_sites({k: tuple(v.shape) for k, v in model.diffusion_model.named_parameters()})
+        generator = torch.Generator().manual_seed(5)
+        gates = {s.name: (0.3 + 0.6 * torch.rand(s.units, generator=generator)).requires_grad_() for s in sites}
+        found = []
+        for blocks in ({}, memory.blocks_of(SimpleNamespace(sites=sites, modules=modules(model)))):
+            with gated(modules(model), sites, gates), differentiable(), memory.checkpointed(blocks):
+                loss = model.apply_model(x, sigma, **conditions, transformer_options={}).square().sum()
+                found.append(torch.cat(torch.autograd.grad(loss, list(gates.values()))))
+        assert blocks and found[0].abs().max() > 0
+        assert (found[1] - found[0]).abs().max() < 1e-4 * found[0].abs().max()

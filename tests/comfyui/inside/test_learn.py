@@ -1,6 +1,9 @@
 """Learning inside real ComfyUI: it works under inference mode, can be cancelled, and leaves nothing behind."""
 
+from pathlib import Path
+
 import comfy.model_management
+import folder_paths
 import pytest
 import torch
 from uniforget_pack.nodes.learn import LOOKING, LearnMask
@@ -23,14 +26,43 @@ def learn(demo, **changes):
 def test_learns_a_mask_and_leaves_the_model_as_it_was(demo, objective):
     before = demo.sample(demo.model)
     state = {k: v.clone() for k, v in demo.model.model.state_dict().items()}
-    mask, curve = learn(demo, objective=objective)
+    mask, curve, table = learn(demo, objective=objective)
     assert mask.hard and 0 < mask.off_share() < 1
     assert mask.info.method == objective and mask.info.family == "sd3" and mask.info.steps == 6
     assert curve.shape[0] == 1 and curve.shape[-1] == 3 and curve.min() >= 0 and curve.max() <= 1 and curve.std() > 0.05
+    assert (
+        table.splitlines()[0] == "step,reconstruction,off,off_ffn,off_norm,loss_soft,loss_hard" and len(table.splitlines()) == 7
+    )
     assert all(torch.equal(state[k], v) for k, v in demo.model.model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in demo.model.model.modules())
     assert torch.equal(demo.sample(demo.model), before)
     assert not torch.equal(demo.sample(apply_mask(demo.model, mask)), before)
+
+
+def test_scores_need_no_training(demo):
+    mask, _, table = learn(demo, objective="scores", preset="strong")
+    assert mask.info.method == "scores" and mask.off_share("ffn") == pytest.approx(0.453, abs=0.001)
+    assert mask.hard and len(table.splitlines()) == 1
+
+
+def test_a_cancelled_run_goes_on(demo, monkeypatch):
+    expected = learn(demo)[0]
+    calls, real = [], host._Loaded.denoise
+
+    def denoise(self, *args):
+        calls.append(1)
+        if len(calls) == 30:
+            raise comfy.model_management.InterruptProcessingException
+        return real(self, *args)
+
+    monkeypatch.setattr(host._Loaded, "denoise", denoise)
+    unfinished = Path(folder_paths.get_output_directory(), "uniforget", "unfinished")
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        learn(demo)
+    assert len(list(unfinished.glob("*.unfinished.safetensors"))) == 1
+    calls[:] = [1] * 30
+    assert learn(demo)[0].digest() == expected.digest()
+    assert not list(unfinished.iterdir())
 
 
 def test_a_seed_gives_the_same_mask_twice(demo):

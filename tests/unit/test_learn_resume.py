@@ -1,0 +1,167 @@
+"""Cancelled, killed or failed: what was learned stays, and going on gives the result of a run that was never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.tiny import TinyModel, info
+from uniforget.errors import LearnError
+from uniforget.learn import Settings, learn, state, teacher
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = Settings(beta=300.0, steps=10, batch=4, noises=1, cfg=2.0, learning_rate=0.5)
+
+
+def small():
+    return TinyModel(prompts=4, steps=2)
+
+
+class Cancelled(Exception):
+    pass
+
+
+def cancel_at(step):
+    def report(progress):
+        if progress.stage == "learning" and progress.step == step:
+            raise Cancelled
+
+    return report
+
+
+def same(a, b):
+    return a.mask.digest() == b.mask.digest() and all(torch.equal(a.soft.gates[n], g) for n, g in b.soft.gates.items())
+
+
+@pytest.mark.parametrize("objective", ["stepwise", "trajectory"])
+@pytest.mark.parametrize("step", [1, 5, 8])  # 8: in the hard phase
+def test_going_on_gives_the_very_same_result(tmp_path, objective, step):
+    settings = Settings(**{**vars(SETTINGS), "objective": objective, "target_sparsity": 0.3 if step == 5 else 0.0})
+    expected = learn(small(), settings, info())
+    with pytest.raises(Cancelled):
+        learn(small(), settings, info(), cancel_at(step), tmp_path)
+    [kept] = tmp_path.iterdir()
+    seen = []
+    found = learn(small(), settings, info(), lambda p: seen.append(p.step) if p.stage == "learning" else None, tmp_path)
+    assert seen[0] == step + 1 and same(found, expected)
+    assert repr(found.curve) == repr(expected.curve)
+    assert not list(tmp_path.iterdir()), "a finished run leaves nothing"
+    assert kept.name.endswith(".unfinished.safetensors")
+
+
+@pytest.mark.parametrize("at", [8, 27])  # while the gap is measured after the first update, and in a later update
+def test_cancelled_in_the_middle_of_an_update(tmp_path, at):
+    """ComfyUI interrupts inside a forward pass."""
+    expected = learn(small(), SETTINGS, info())
+    model = small()
+    calls = 0
+    real = model.denoise
+
+    def denoise(*args):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise Cancelled
+        return real(*args)
+
+    model.denoise = denoise
+    with pytest.raises(Cancelled):
+        learn(model, SETTINGS, info(), folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert same(learn(small(), SETTINGS, info(), folder=tmp_path), expected)
+
+
+def test_other_settings_or_another_model_start_anew(tmp_path):
+    with pytest.raises(Cancelled):
+        learn(small(), SETTINGS, info(), cancel_at(4), tmp_path)
+    first = []
+    report = lambda p: first.append(p.step) if p.stage == "learning" else None  # noqa: E731
+    learn(small(), Settings(**{**vars(SETTINGS), "seed": 1}), info(), report, tmp_path)
+    assert first[0] == 1
+    first.clear()
+    learn(small(), SETTINGS, info(base="another"), report, tmp_path)
+    assert first[0] == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_killed_at_any_moment_leaves_a_checkpoint_that_reads(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from tests.unit.test_learn_resume import small, info; from uniforget.learn import Settings, learn\n"
+        f"learn(small(), Settings(**{ {**vars(SETTINGS), 'steps': 100000}!r}), info(), folder=Path(sys.argv[1]), every=1)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE)
+    steps = []
+    try:
+        deadline = time.monotonic() + 120
+        while len(steps) < 6 and time.monotonic() < deadline:
+            assert child.poll() is None, child.stderr.read().decode()
+            for path in tmp_path.glob("*.unfinished.safetensors"):
+                steps.append(state.read(path, sum(s.units for s in small().sites)).step)
+            time.sleep(0.05)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.communicate()
+    [path] = tmp_path.glob("*.unfinished.safetensors")
+    assert state.read(path, sum(s.units for s in small().sites)).step >= steps[-1] > 0
+    assert steps == sorted(steps)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    with pytest.raises(Cancelled):
+        learn(small(), SETTINGS, info(), cancel_at(4), tmp_path)
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(LearnError, match=rf"{path.name}.*Delete the file"):
+        learn(small(), SETTINGS, info(), folder=tmp_path)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LearnError, match="No space left"):
+        learn(small(), SETTINGS, info(), folder=tmp_path, every=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_and_out_of_memory_say_what_to_lower_and_keep_what_there_is(tmp_path):
+    def failing(after, what):
+        model, calls, real = small(), [], None
+        real = model.denoise
+
+        def denoise(x, sigma, which):
+            calls.append(1)
+            if len(calls) < after:
+                return real(x, sigma, which)
+            if what == "nan":
+                return real(x, sigma, which) * float("nan")
+            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+
+        model.denoise = denoise
+        return model
+
+    with pytest.raises(LearnError, match=r"not a number at step.*learning rate"):
+        learn(failing(27, "nan"), SETTINGS, info(), folder=tmp_path)
+    with pytest.raises(LearnError, match=r"20.00 GiB.*batch \(now 4\).*go on"):
+        learn(failing(27, "memory"), SETTINGS, info(), folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert same(learn(small(), SETTINGS, info(), folder=tmp_path), learn(small(), SETTINGS, info()))
+
+
+def test_large_recordings_live_in_files_and_are_used_again(tmp_path, monkeypatch):
+    expected = learn(small(), SETTINGS, info())
+    monkeypatch.setattr(teacher, "MAPPED_ABOVE", 0)
+    with pytest.raises(Cancelled):
+        learn(small(), SETTINGS, info(), cancel_at(4), tmp_path)
+    assert {p.name.split(".", 1)[1] for p in tmp_path.iterdir()} == {
+        *("teacher.json", "teacher.states", "teacher.positive", "teacher.negative", "unfinished.safetensors")
+    }
+    stages = []
+    found = learn(small(), SETTINGS, info(), lambda p: stages.append(p.stage), tmp_path)
+    assert "teacher" not in stages and same(found, expected)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,102 @@
+"""Trading memory for time in the backward pass: what activations take, what is free, and re-computing block by block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .inplace import OutOfPlace
+from .model import Model
+
+MODES = ("auto", "keep", "step", "block")
+# A transformer block's path, in every family and both namings: the innermost numbered entry of a row of blocks.
+_BLOCK = re.compile(r".*(?:blocks|layers|refiner)\.\d+(?=\.)")
+# Room for what is not saved for backward: temporaries, the optimizer, the allocator's slack.
+SLACK = 1.3
+
+
+def blocks_of(model: Model) -> dict[str, nn.Module]:
+    """Path -> transformer block that holds sites."""
+    found = {}
+    for site in model.sites:
+        for place in site.places:
+            match = _BLOCK.match(place.path)
+            if match:
+                found[match.group()] = model.modules[match.group()]
+    return found
+
+
+@contextmanager
+def checkpointed(blocks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Within it, each block keeps only its inputs for the backward pass and is re-computed there.
+
+    FLUX-type blocks change their inputs in place, and must see the old ones again: nothing inside happens in place.
+    """
+
+    def again(forward: Callable) -> Callable:
+        def kept(*args, **kwargs):
+            with OutOfPlace():
+                return forward(*args, **kwargs)
+
+        def run(*args, **kwargs):
+            if not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            return checkpoint(kept, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+        return run
+
+    before = {path: block.__dict__.get("forward") for path, block in blocks.items()}
+    try:
+        for block in blocks.values():
+            block.forward = again(block.forward)  # type: ignore[method-assign]
+        yield
+    finally:
+        for path, block in blocks.items():
+            block.__dict__.pop("forward", None)
+            if (own := before[path]) is not None:
+                block.forward = own
+
+
+def saved_bytes(run: Callable[[], object], parameters: Iterator[torch.Tensor]) -> int:
+    """Bytes that `run` keeps for a backward pass, beside the model's own weights."""
+    seen = {p.untyped_storage().data_ptr() for p in parameters}
+    total = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal total
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            total += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = run()
+    del kept
+    return total
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of `device`, 0 where that cannot be told."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "cpu":
+        try:
+            import psutil  # comes with ComfyUI, and with accelerate
+        except ModuleNotFoundError:
+            return 0
+        return psutil.virtual_memory().available
+    return 0
+
+
+def choose(step_bytes: int, steps: int, free: int) -> str:
+    """The fastest mode that fits: "keep" holds the activations of all `steps`, "step" those of one."""
+    if step_bytes * steps * SLACK < free:
+        return "keep"
+    return "step" if step_bytes * SLACK < free else "block"
