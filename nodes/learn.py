@@ -1,6 +1,5 @@
 """Learn Memorization Mask."""
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from ..uniforget.errors import SettingError
 from ..uniforget.hosts import comfy as host
 from ..uniforget.learn import Progress, Settings, curve_csv
 from ..uniforget.maskset import MaskInfo
-from ..uniforget.prompts import neutral_prompts
+from ..uniforget.prompts import neutral_prompts, parse_prompts, prompts_hash
 from ..uniforget.sites import target_kinds
 from .demo import TestbedModel
 from .inputs import CATEGORY, MaskType, show, to_input
@@ -30,12 +29,8 @@ LOOKING = 100  # steps of the progress bar for watching the untouched model, bef
 
 
 def read_prompts(text, model):
-    """Prompts of a multiline text, one a line; empty means the bundled list that fits the model."""
-    lines = [line.strip() for line in text.splitlines()]
-    prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
-    if prompts:
-        return prompts
-    return learning_prompts() if isinstance(model.model, TestbedModel) else neutral_prompts()
+    """Prompts of the text box, one a line or as JSONL; empty means the bundled list that fits the model."""
+    return parse_prompts(text) or (learning_prompts() if isinstance(model.model, TestbedModel) else neutral_prompts())
 
 
 class LearnMask(io.ComfyNode):
@@ -83,7 +78,7 @@ class LearnMask(io.ComfyNode):
             beta=beta,
             preset=preset,
             targets=kinds,
-            prompts_hash=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+            prompts_hash=prompts_hash(prompts),
             seed=settings.seed,
             version=__version__,
         )

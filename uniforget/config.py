@@ -82,7 +82,7 @@ LEARN = _table(
     Param(
         "prompts",
         "",
-        "Neutral prompts, one a line: everyday things, nothing you want forgotten. Leave it empty to use the bundled list that "
+        "Neutral prompts, one a line or as JSONL: everyday things, nothing you want forgotten. Leave it empty to use the bundled list that "
         "fits the model. The more varied, the better everything else survives.",
         "text",
     ),

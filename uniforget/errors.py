@@ -12,6 +12,7 @@ UniForgetError
 |   |-- BadContentsError          the parts do not fit together
 |   |-- TooLargeError             more than a mask can hold
 |   `-- MaskWriteError            nothing was written
+|-- PromptFileError           a list of prompts cannot be read
 |-- FamilyError               an unknown model family
 |-- MismatchError             the mask does not fit the model: sites missing, or of other sizes
 `-- LearnError                learning cannot start or go on
@@ -64,6 +65,10 @@ class TooLargeError(MaskFileError):
 
 class MaskWriteError(MaskFileError):
     """The file could not be written; what was there before is unchanged."""
+
+
+class PromptFileError(UniForgetError):
+    """A file or text with prompts that cannot be read, or holds something else."""
 
 
 class FamilyError(UniForgetError):

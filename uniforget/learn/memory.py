@@ -53,7 +53,7 @@ def checkpointed(blocks: Mapping[str, nn.Module]) -> Iterator[None]:
     before = {path: block.__dict__.get("forward") for path, block in blocks.items()}
     try:
         for block in blocks.values():
-            block.forward = again(block.forward)  # type: ignore[method-assign]
+            block.forward = again(block.forward)
         yield
     finally:
         for path, block in blocks.items():

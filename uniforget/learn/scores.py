@@ -162,7 +162,7 @@ def energies(model: Model, statistics: Statistics) -> dict[str, torch.Tensor]:
 
 def rank(scores: Mapping[str, torch.Tensor], kinds: Mapping[str, str], shares: Mapping[str, float], info: MaskInfo) -> MaskSet:
     """The hard mask that switches off the lowest scores of each kind: ``shares[kind]`` of its gates, over all its sites together."""
-    gates = {}
+    gates: dict[str, torch.Tensor] = {}
     for kind in KINDS:
         names = [n for n in scores if kinds[n] == kind]
         if not names:

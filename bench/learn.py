@@ -1,0 +1,281 @@
+"""How fast learning is and what it keeps in memory, beside a straightforward scheme with two backward passes.
+
+    python -m bench.learn --json FILE [--repeats 5]
+
+Runs on the CPU. **The models** are diffusers' own classes, narrow but shaped like the real ones, with random weights: an SDXL-type
+UNet (three levels, transformer depths 0, 1 and 2, cross-attention to 77 tokens, GEGLU) at 32 x 32 latents, and a FLUX-type transformer (2
+double and 4 single blocks, heads of 64) at 256 picture and 64 text tokens. N = 8 sampling steps; guidance 1, as for FLUX.1-schnell.
+
+**The rows** are one update each: the loss of a batch, its gradient, and the optimizer's step, with gates on ffn and norm.
+
+* ``two_backward``: the scheme of earlier code, written out plainly. The student's chain runs without a gradient; then, step by step
+  from the end, the step runs again, one backward pass collects the gates' gradients and a second one the latent's. The teacher's pictures
+  are known before, as they are in ours.
+* ``trajectory``: ours, in its three memory modes; ``stepwise``: ours.
+
+``seconds_per_step`` is the median over the updates, in turns with the others so that all see the same machine; ``peak_bytes`` is the peak
+of torch's CPU allocator over one update beyond what was there before, in a run of its own. The weights are not in it.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from uniforget.gates import ALPHA, DELTA, GAMMA, INITIAL_LOGIT, ZETA, sparsity_loss
+from uniforget.hosts.diffusers import find_modules
+from uniforget.learn import Settings, record_teacher
+from uniforget.learn.loop import BETA_UNIT, _Run
+from uniforget.learn.objectives import OBJECTIVES
+from uniforget.maskset import MaskInfo
+
+from .common import allocated, machine, seconds, write_json
+
+N, BATCH, PROMPTS, REPEATS = 8, 2, 4, 5
+
+
+class Bench:
+    """A narrow model as :class:`uniforget.learn.Model`."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...], conditions: dict[str, torch.Tensor], timescale: float):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for weight in network.parameters():
+                if weight.ndim > 1:
+                    weight.normal_(std=1 / weight[0].numel() ** 0.5)
+        self.network = network.eval().requires_grad_(False)
+        self.family, sites, self.modules = find_modules(network)
+        self.sites = [s for s in sites if s.kind in ("ffn", "norm")]
+        self.sigmas = torch.linspace(1, 0, N + 1)
+        self.prompts, self.shape, self.conditions, self.timescale = PROMPTS, shape, conditions, timescale
+
+    def initial(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(count, *self.shape, generator=generator)
+
+    def denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
+        chosen = {name: value[which] for name, value in self.conditions.items()}
+        fixed = {"img_ids": self.ids[0], "txt_ids": self.ids[1]} if self.family.name == "flux" else {}
+        extra = {n: chosen.pop(n) for n in ("text_embeds", "time_ids") if n in chosen}
+        added = {"added_cond_kwargs": extra} if extra else {}
+        first = {"hidden_states": x} if self.family.name == "flux" else {"sample": x}
+        velocity = self.network(timestep=sigma * self.timescale, return_dict=False, **first, **chosen, **fixed, **added)[0]
+        return x - velocity * sigma.view(-1, *[1] * (x.ndim - 1))
+
+    ids: tuple[torch.Tensor, torch.Tensor]
+
+
+def sdxl() -> Bench:
+    """SDXL's shape: levels of 128, 256 and 512 channels."""
+    from diffusers import UNet2DConditionModel
+
+    network = UNet2DConditionModel(
+        sample_size=32, in_channels=4, out_channels=4, block_out_channels=(128, 256, 512), layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(2, 4, 8), cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=32, projection_class_embeddings_input_dim=128 + 6 * 32,
+    )  # fmt: skip
+    g = torch.Generator().manual_seed(1)
+    conditions = {
+        "encoder_hidden_states": torch.randn(PROMPTS + 1, 77, 2048, generator=g),
+        "text_embeds": torch.randn(PROMPTS + 1, 128, generator=g),
+        "time_ids": torch.tensor([[256.0, 256, 0, 0, 256, 256]]).repeat(PROMPTS + 1, 1),
+    }
+    return Bench(network, (4, 32, 32), conditions, 1000.0)
+
+
+def flux() -> Bench:
+    """FLUX.1's shape: 512 wide, 8 heads of 64."""
+    from diffusers import FluxTransformer2DModel
+
+    network = FluxTransformer2DModel(
+        in_channels=64, num_layers=2, num_single_layers=4, attention_head_dim=64, num_attention_heads=8, joint_attention_dim=512,
+        pooled_projection_dim=128, guidance_embeds=False, axes_dims_rope=(16, 24, 24),
+    )  # fmt: skip
+    g = torch.Generator().manual_seed(1)
+    conditions = {
+        "encoder_hidden_states": torch.randn(PROMPTS + 1, 64, 512, generator=g),
+        "pooled_projections": torch.randn(PROMPTS + 1, 128, generator=g),
+    }
+    model = Bench(network, (256, 64), conditions, 1.0)
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    model.ids = (torch.stack([torch.zeros(256), rows.flatten(), columns.flatten()], 1), torch.zeros(64, 3))
+    return model
+
+
+class TwoBackward:
+    """Earlier code's scheme: logits per module in a list, relaxed gates inside the hooks, two backward passes per sampling step."""
+
+    def __init__(self, model: Bench, settings: Settings):
+        self.model, self.settings = model, settings
+        self.bank = record_teacher(model, settings)
+        self.logits = [torch.full((s.units,), INITIAL_LOGIT, requires_grad=True) for s in model.sites]
+        self.optimizer = torch.optim.Adam(self.logits, lr=settings.learning_rate)
+        self.noise: list[torch.Tensor] = []
+        self.generator = torch.Generator().manual_seed(0)
+        self.handles = []
+        for i, site in enumerate(model.sites):
+            for place in site.places:
+                module = model.modules[place.path]
+                if place.axis == "in":
+                    self.handles.append(module.register_forward_pre_hook(self._before(i, place)))
+                else:
+                    self.handles.append(module.register_forward_hook(self._after(i, place)))
+
+    def _gate(self, i, place, values):
+        gate = (torch.sigmoid((self.noise[i] + self.logits[i]) / ALPHA) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+        own = place.spread(gate)
+        rest = place.size - place.start - own.shape[0]
+        return values * torch.cat([own.new_ones(place.start), own, own.new_ones(rest)])
+
+    def _before(self, i, place):
+        return lambda module, args: (self._gate(i, place, args[0]), *args[1:])
+
+    def _after(self, i, place):
+        return lambda module, args, output: self._gate(i, place, output)
+
+    def _step(self, x, k, which):
+        sigma, after = self.model.sigmas[k], self.model.sigmas[k + 1]
+        return x + (x - self.model.denoise(x, sigma.expand(len(x)), which)) / sigma * (after - sigma)
+
+    def update(self) -> None:
+        rows = torch.randperm(len(self.bank.which), generator=self.generator)[:BATCH].tolist()
+        which = [self.bank.which[r] for r in rows]
+        u = [torch.rand(logit.shape, generator=self.generator) for logit in self.logits]
+        self.noise = [torch.log(v + DELTA) - torch.log(1 - v + DELTA) for v in u]
+        states = [self.bank.states[rows, 0].float()]
+        with torch.no_grad():
+            for k in range(N):
+                states.append(self._step(states[-1], k, which))
+        final = states.pop().requires_grad_()
+        loss = (final - self.bank.states[rows, N].float()).square().mean() / self.bank.final_scale
+        (gradient_x,) = torch.autograd.grad(loss, final)
+        totals = [torch.zeros_like(logit) for logit in self.logits]
+        for k in reversed(range(N)):
+            x = states.pop().requires_grad_()
+            after = self._step(x, k, which)
+            found = torch.autograd.grad(after, self.logits, grad_outputs=gradient_x, retain_graph=True)
+            for total, gradient in zip(totals, found, strict=True):
+                total += gradient
+            (gradient_x,) = torch.autograd.grad(after, x, grad_outputs=gradient_x)
+        (push,) = torch.autograd.grad(sparsity_loss(flat := torch.cat(self.logits).detach().requires_grad_()), flat)
+        pushes = push.split([logit.numel() for logit in self.logits])
+        for logit, total, own in zip(self.logits, totals, pushes, strict=True):
+            logit.grad = total + self.settings.beta * BETA_UNIT * own
+        self.optimizer.step()
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+class Ours:
+    """One update of the product's own learning run."""
+
+    def __init__(self, model: Bench, settings: Settings):
+        from uniforget.gates import gated
+
+        info = MaskInfo(family=model.family.name, base="")
+        self.run = _Run(model, settings, info, lambda p: None, None, 1)
+        factors: dict[str, torch.Tensor] = {}
+        self.context = gated(model.modules, model.sites, factors)
+        bank = record_teacher(model, settings)
+        self.objective = OBJECTIVES[settings.objective](model, bank, settings, self.run.generator, factors)
+        self.context.__enter__()
+        if settings.memory == "auto":
+            from uniforget.learn import memory
+
+            self.objective.settle_memory(memory.free_bytes(model.sigmas.device), N if settings.objective == "trajectory" else 1)
+        self.step = 0
+
+    def update(self) -> None:
+        self.run._update(self.objective, self.step)
+        self.step += 1
+
+    def remove(self) -> None:
+        self.context.__exit__(None, None, None)
+
+
+def measure(name: str, make: Callable[[], Bench], repeats: int) -> list[dict[str, Any]]:
+    """One row per scheme for one model."""
+    model = make()
+    settings = Settings(batch=BATCH, noises=1, cfg=1.0, steps=1000, learning_rate=0.01)
+    schemes: list[tuple[str, str, Callable[[], Any]]] = [("two_backward", "", lambda: TwoBackward(model, settings))]
+    for objective, memory in (("trajectory", "keep"), ("trajectory", "step"), ("trajectory", "block"), ("stepwise", "keep")):
+        chosen = Settings(**{**vars(settings), "objective": objective, "memory": memory})
+        schemes.append((objective, memory, lambda chosen=chosen: Ours(model, chosen)))  # type: ignore[misc]
+    auto = Ours(model, Settings(**{**vars(settings), "objective": "trajectory"}))
+    auto.remove()
+    times: dict[int, list[float]] = {i: [] for i in range(len(schemes))}
+    peaks = []
+    for i in range(len(schemes)):
+        scheme = schemes[i][2]()
+        scheme.update()
+        peaks.append(allocated(scheme.update)[0])
+        scheme.remove()
+    for _ in range(repeats):
+        for i in range(len(schemes)):
+            scheme = schemes[i][2]()
+            scheme.update()  # warms up
+            times[i].append(seconds(scheme.update))
+            scheme.remove()
+    return [
+        {
+            "family": name,
+            "objective": objective,
+            "memory": memory,
+            "chosen_by_auto": objective == "trajectory" and memory == auto.objective.memory,
+            "batch": BATCH,
+            "steps": N,
+            "seconds_per_step": statistics.median(times[i]),
+            "peak_bytes": peaks[i],
+        }
+        for i, (objective, memory, _) in enumerate(schemes)
+    ]
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What the issue of learning asks for, by name, from the rows of one family."""
+    at = {(r["objective"], r["memory"]): r for r in rows}
+    base, keep = at["two_backward", ""], at["trajectory", "keep"]
+    step, block, stepwise = at["trajectory", "step"], at["trajectory", "block"], at["stepwise", "keep"]
+    time = lambda a, b: a["seconds_per_step"] / b["seconds_per_step"]  # noqa: E731
+    return {
+        "trajectory_same_memory_speedup": time(base, step),
+        "trajectory_same_memory_bytes": step["peak_bytes"] / base["peak_bytes"],
+        "trajectory_keep_speedup": time(base, keep),
+        "trajectory_block_bytes": block["peak_bytes"] / base["peak_bytes"],
+        "trajectory_block_speedup": time(base, block),
+        "stepwise_over_trajectory_speedup": time(keep, stepwise),
+        "stepwise_over_step_speedup": time(step, stepwise),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m bench.learn", description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="updates timed per row (default %(default)s)")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks about devices
+    rows, summary = [], {}
+    for name, make in (("sdxl", sdxl), ("flux", flux)):
+        found = measure(name, make, options.repeats)
+        rows += found
+        summary[name] = ratios(found)
+        for row in found:
+            label = f"{row['objective']} {row['memory']}"
+            print(f"{name:5} {label:18} {row['seconds_per_step']:7.2f} s  {row['peak_bytes'] / 2**20:8.1f} MiB")
+        print("     ", ", ".join(f"{key} {value:.2f}" for key, value in summary[name].items()))
+    if options.json:
+        write_json(options.json, {"rows": rows, "ratios": summary, "machine": machine()})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
