@@ -5,6 +5,7 @@ Needs ComfyUI and the pack in this process: see :mod:`launcher.inside`.
 
 import statistics
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import comfy.model_patcher
@@ -14,6 +15,7 @@ import comfy.utils
 import comfy.weight_adapter
 import comfyui_version
 import torch
+from comfy.ldm.flux.model import FluxParams
 from uniforget_pack.uniforget.fingerprint import same_base
 from uniforget_pack.uniforget.hosts import comfy as host
 from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
@@ -28,7 +30,7 @@ RANK = 16
 FLUX_DEV = {
     "image_model": "flux", "axes_dim": [16, 56, 56], "num_heads": 24, "mlp_ratio": 4.0, "theta": 10000, "out_channels": 16,
     "qkv_bias": True, "patch_size": 2, "in_channels": 16, "hidden_size": 3072, "context_in_dim": 4096, "vec_in_dim": 768,
-    "depth": 19, "depth_single_blocks": 38, "guidance_embed": True,
+    "depth": 19, "depth_single_blocks": 38, "guidance_embed": True, "txt_ids_dims": [],
 }  # fmt: skip
 
 
@@ -47,7 +49,8 @@ class Nothing(comfy.weight_adapter.WeightAdapterBase):
 
 def flux(config: dict[str, Any]) -> comfy.model_patcher.ModelPatcher:
     """FLUX as a loader node hands it out: names, shapes and dtype of all weights, each a view of one value."""
-    settings = comfy.supported_models.Flux({**config})
+    known = {"image_model", *(f.name for f in fields(FluxParams))}  # earlier versions refuse what later ones ask for
+    settings = comfy.supported_models.Flux({name: value for name, value in config.items() if name in known})
     settings.set_inference_dtype(DTYPE, None)
     model = settings.get_model({}, device=torch.device("meta"))
     for key, parameter in list(model.named_parameters()):
@@ -58,7 +61,7 @@ def flux(config: dict[str, Any]) -> comfy.model_patcher.ModelPatcher:
 def random_mask(patcher) -> MaskSet:
     """A hard mask for all sites of KINDS, as if learned on this very model."""
     family, sites = host.sites_of(patcher)
-    base = host.base_fingerprint(patcher, sites)
+    base = host.base_fingerprint(patcher)
     generator = torch.Generator().manual_seed(0)
     sites = [s for s in sites if s.kind in KINDS]
     gates = {s.name: (torch.rand(s.units, generator=generator) >= OFF).float() for s in sites}
@@ -88,9 +91,9 @@ def attach_mask(patcher, mask: MaskSet, known: bool = False):
     """What the Apply node does to a model; unless `known`, to one that was never masked before."""
     if not known:
         host._known.pop(patcher.model, None)
+        host._fingerprints.pop(patcher.model, None)
     patched = host.apply_mask(patcher, mask)
-    _, sites = host.sites_of(patcher)
-    assert same_base(mask.info.base, host.base_fingerprint(patcher, sites))
+    assert same_base(mask.info.base, host.base_fingerprint(patcher))
     return patched
 
 

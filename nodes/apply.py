@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..uniforget import config
 from ..uniforget.fingerprint import same_base
+from ..uniforget.fold import factors
 from ..uniforget.hosts import comfy as host
 from .inputs import CATEGORY, MaskType, show, to_input
 
@@ -41,8 +42,19 @@ class ApplyMask(io.ComfyNode):
             config.APPLY[f"strength_{kind}"].check(value)
         patched = host.apply_mask(model, mask, strength, per_kind)
         lines = [f"strength {strength:g}", mask.summary()]
-        _, sites = host.sites_of(model)
-        if mask.info.base and not same_base(mask.info.base, host.base_fingerprint(model, sites)):
+        if not factors(mask):
+            warning = "Careful: this mask switches nothing off, so the model is unchanged. Learn one with a stronger preset or more updates."
+            logging.warning("UniForget: %s", warning)
+            lines.append(warning)
+        elif not factors(mask, strength, per_kind):
+            lines.append("The model is unchanged: the strength of all that this mask switches off is 0.")
+        base = host.base_fingerprint(model) if mask.info.base else ""
+        if mask.info.base and not base:
+            lines.append(
+                "This model's weights are in a format that UniForget cannot compare with those the mask was learned on: make sure that "
+                "it is the same model."
+            )
+        elif base and not same_base(mask.info.base, base):
             warning = (
                 f"Careful: this mask was learned on another model"
                 f"{f' ({mask.info.base_name})' if mask.info.base_name else ''}. It may forget less, or harm quality. "

@@ -72,7 +72,7 @@ class LearnMask(io.ComfyNode):
         kinds = target_kinds(values["targets"])
         info = MaskInfo(
             family=family.name,
-            base=host.base_fingerprint(model, sites),
+            base=host.base_fingerprint(model),
             base_name=type(model.model).__name__,
             method=settings.objective,
             beta=beta,

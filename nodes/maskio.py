@@ -66,7 +66,10 @@ def target_path(filename_prefix, overwrite):
         folder.mkdir(parents=True, exist_ok=True)
         taken = os.listdir(folder)
     except OSError as error:
-        raise MaskFileError(f"{folder}: the mask was not saved, its folder cannot be made or read ({error.strerror}).") from error
+        raise MaskFileError(
+            f"{folder}: the mask was not saved, its folder cannot be made or read ({error.strerror}). "
+            "Free space, allow writing there, or choose another name."
+        ) from error
     if overwrite:
         return folder / f"{parts[-1]}{EXTENSION}"
     # Case counts for no more than on the file systems that ignore it.

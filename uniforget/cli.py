@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from . import __version__
 from .archs import KINDS
+from .config import LEARN, Param
 from .errors import UniForgetError
 from .families import FAMILIES, sizes
 
@@ -71,3 +73,54 @@ def families(as_json: Json = False) -> None:
             gates = (f"{variant[kind]['gates']:,}" for kind in KINDS)
             table.add_row(entry["name"], variant["title"], *gates, str(len(variant["tested"])))
     Console().print(table)
+
+
+def _option(param: Param, *flags: str) -> Any:
+    """The command line option of a setting, with its default, range and help."""
+    choices = f" One of: {', '.join(param.choices)}." if param.choices else ""
+    return typer.Option(
+        f"--{param.name.replace('_', '-')}", *flags, help=param.tooltip + choices, min=param.minimum, max=param.maximum
+    )
+
+
+@app.command()
+def learn(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, or a single-file checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to save the mask (.safetensors).")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Neutral prompts, one a line or JSONL; left out: the bundled list.")
+    ] = None,
+    preset: Annotated[str, _option(LEARN["preset"])] = LEARN["preset"].default,
+    beta: Annotated[float, _option(LEARN["beta"])] = LEARN["beta"].default,
+    targets: Annotated[str, _option(LEARN["targets"])] = LEARN["targets"].default,
+    steps: Annotated[int, _option(LEARN["steps"])] = LEARN["steps"].default,
+    learning_rate: Annotated[float, _option(LEARN["learning_rate"])] = LEARN["learning_rate"].default,
+    batch: Annotated[int, _option(LEARN["batch"])] = LEARN["batch"].default,
+    sampling_steps: Annotated[int, _option(LEARN["sampling_steps"])] = LEARN["sampling_steps"].default,
+    cfg: Annotated[float, _option(LEARN["cfg"])] = LEARN["cfg"].default,
+    width: Annotated[int, _option(LEARN["width"])] = LEARN["width"].default,
+    height: Annotated[int, _option(LEARN["height"])] = LEARN["height"].default,
+    seed: Annotated[int, _option(LEARN["seed"])] = LEARN["seed"].default,
+    objective: Annotated[str, _option(LEARN["objective"])] = LEARN["objective"].default,
+    along: Annotated[str, _option(LEARN["along"])] = LEARN["along"].default,
+    target_sparsity: Annotated[float, _option(LEARN["target_sparsity"])] = LEARN["target_sparsity"].default,
+    max_neutral_loss: Annotated[float, _option(LEARN["max_neutral_loss"])] = LEARN["max_neutral_loss"].default,
+    memory: Annotated[str, _option(LEARN["memory"])] = LEARN["memory"].default,
+    dtype: Annotated[str, typer.Option(help="Of the model's weights: fp32, bf16 or fp16.")] = "bf16",
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; left out: a GPU if there is one.")] = None,
+    config: Annotated[str | None, typer.Option(help="For a single file: a diffusers folder of the same kind of model.")] = None,
+    curve: Annotated[Path | None, typer.Option(help="Save the learning curve as CSV.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Write TensorBoard logs here, if tensorboard is installed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Learn a mask from neutral prompts. Stopped? The same command goes on where it was.
+
+    Several GPUs: accelerate launch -m uniforget learn ...
+    """
+    from .learncli import run
+
+    values = dict(locals())
+    del values["run"]
+    result = run(**values)
+    if result is not None:
+        print(json.dumps(result, indent=2) if as_json else result["summary"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +12,7 @@ from functools import cache
 from .archs import Alias, Family, Key, Naming
 from .errors import FamilyError, MismatchError
 from .families import FAMILIES
+from .families.strangers import STRANGERS, Stranger
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -47,20 +49,42 @@ def detect(shapes: Shapes) -> tuple[Family, Naming | None]:
     """
     # One text, a name per line, so that each pattern is one search.
     text = "\n".join(shapes)
-    for entry in FAMILIES:
+    stranger = next((s for s in STRANGERS if _line(s.key).search(text)), None)
+    for entry in () if stranger else FAMILIES:
         if _matches(text, shapes, entry.keys, entry.without):
             return entry, None
         naming = entry.diffusers
         if naming.keys and _matches(text, shapes, naming.keys, naming.without):
             return entry, naming
-    near, share = _nearest(shapes)
-    found = [n for n in shapes if n.endswith(".weight")] or list(shapes)
-    sample = ", ".join(sorted(found, key=lambda n: (-n.count("."), n))[:3]) or "no weights at all"
-    nearest = f"The nearest family is {near.title} ({near.name})" if share else "It resembles none"
-    raise FamilyError(
-        f"This model is of a family that UniForget cannot mask. Found {len(shapes)} weights such as: {sample}. "
-        f"{nearest}. Supported: {', '.join(f.title for f in FAMILIES)}."
+    raise FamilyError(_unknown(text, shapes, stranger))
+
+
+def _unknown(text: str, shapes: Shapes, stranger: Stranger | None) -> str:
+    """What to tell about weights of no family."""
+    if not shapes:
+        return "This model has no weights, so there is nothing to mask. Load a model; for a state dict, check the prefix."
+    found = f"found {len(shapes)} weights such as {', '.join(_sample(shapes))}"
+    if stranger and stranger.advice:
+        return f"This is {stranger.title}, not a diffusion model ({found}). {stranger.advice}"
+    near, how = _nearest(text, shapes, by_name=not stranger)
+    nearest = (
+        f"{how} {near.title} ({near.name}), but no mask of that family fits"
+        if near
+        else "It resembles none of the supported families"
     )
+    what = f"cannot mask {stranger.title}" if stranger else "does not know this model"
+    return (
+        f"UniForget {what}: {found}. {nearest}. Use a model of a supported family: {', '.join(f.title for f in FAMILIES)}. "
+        "CONTRIBUTING.md says how to add one."
+    )
+
+
+def _sample(shapes: Shapes, most: int = 3) -> list[str]:
+    """Names that tell a model: the first one of each of its largest parts."""
+    names = [n for n in shapes if n.endswith(".weight")] or list(shapes)
+    parts = Counter(n.partition(".")[0] for n in names)
+    firsts = {part: next(n for n in names if n.partition(".")[0] == part) for part, _ in parts.most_common(most)}
+    return list(dict.fromkeys([*firsts.values(), *names]))[:most]
 
 
 def _matches(text: str, shapes: Shapes, keys: Iterable[Key], without: Iterable[str]) -> bool:
@@ -80,13 +104,22 @@ def _line(pattern: str) -> re.Pattern[str]:
     return re.compile(f"^(?:{pattern})$", re.MULTILINE)
 
 
-def _nearest(shapes: Shapes) -> tuple[Family, float]:
-    """The family with the largest share of `shapes` that look like its sites, else the one with the most similar names."""
-    names = [n.removesuffix(".weight") for n in shapes if n.endswith(".weight")]
-    best = max(FAMILIES, key=lambda f: sum(_site_like(f, n) for n in names))
-    hits = sum(_site_like(best, n) for n in names)
-    if hits:
-        return best, hits / len(names)
+def _nearest(text: str, shapes: Shapes, by_name: bool) -> tuple[Family | None, str]:
+    """The family that is built most alike, else (`by_name`) the one with the most similar names; None when there is no likeness."""
+
+    def share(found: Sequence[bool]) -> float:
+        return sum(found) / max(1, len(found))
+
+    def likeness(f: Family) -> float:
+        rules = [bool(_line(r.path.replace("{last}", r"\d+") + r"\.weight").search(text)) for r in f.rules if r.kind]
+        aliases = [bool(_line(_pattern(a).pattern + r"\.weight").search(text)) for a in f.diffusers.aliases]
+        keys, other = ([_present(text, shapes, key) for key in found] for found in (f.keys, f.diffusers.keys))
+        return max(share(keys) + share(rules), share(other) + share(aliases))
+
+    best = max(FAMILIES, key=likeness)
+    if likeness(best) > 0.3:
+        return best, "The nearest family is"
+    names = list(dict.fromkeys(re.sub(r"\d+", "0", n) for n in shapes if n.endswith(".weight")))
     sample = names[:: max(1, len(names) // 60)]
     examples = {f.name: [re.sub(r"\\d\+", "0", k.name).replace("\\", "") for k in (*f.keys, *f.diffusers.keys)] for f in FAMILIES}
 
@@ -94,11 +127,7 @@ def _nearest(shapes: Shapes) -> tuple[Family, float]:
         return max((difflib.SequenceMatcher(None, k, n).ratio() for k in examples[f.name] for n in sample), default=0.0)
 
     best = max(FAMILIES, key=ratio)
-    return best, ratio(best) if ratio(best) > 0.5 else 0.0
-
-
-def _site_like(entry: Family, path: str) -> bool:
-    return any(re.fullmatch(r.path.replace("{last}", r"\d+"), path) for r in entry.rules)
+    return (best, "By its weights' names the nearest family is") if by_name and ratio(best) > 0.8 else (None, "")
 
 
 def canonical(shapes: Shapes, naming: Naming | None) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[Piece, ...]]]:

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,13 +58,14 @@ def save(mask: MaskSet, path: str | os.PathLike[str]) -> None:
 
     Raises:
         MaskWriteError: it could not be written. Nothing half-written is left, and an existing file is unchanged.
-        TooLargeError: the mask has more sites, gates or information than a file may hold.
+        MaskError, TooLargeError: as for :func:`dumps`.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise MaskWriteError(f"{path}: expected a name that ends in .safetensors. Add the ending.")
     content = dumps(mask, str(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # Short, so that every name that the disk allows can be saved.
+    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
     try:
         try:
             # Not tempfile: its files are readable by their owner only, whatever the user's umask says.
@@ -121,8 +123,11 @@ def dumps(mask: MaskSet, name: str = "mask") -> bytes:
     """The bytes of a mask file. `name` is used in messages.
 
     Raises:
+        MaskError: a gate was changed in place to something that no gate can be.
         TooLargeError: the mask has more sites, gates or information than a file may hold.
     """
+    # Tensors can be changed behind the mask's back, and NaN would be stored as any byte at all.
+    mask = replace(mask)
     sites = [(mask.kinds[site], gates.numel(), site) for site, gates in mask.gates.items()]
     kinds, units, _ = zip(*sites, strict=True)
     for count, limit, what in ((len(sites), sitetable.MAX_SITES, "sites"), (sum(units), sitetable.MAX_GATES, "gates")):
@@ -202,7 +207,9 @@ def _advice(error: OSError) -> str:
     if error.errno in _SPACE:
         return "The disk is full: free some space and save again."
     if error.errno in _DENIED:
-        return "The folder or file is read-only: allow writing there or choose another folder."
+        return "The folder or file is read-only, or open in another program: allow writing there or choose another folder."
+    if error.errno == errno.ENAMETOOLONG:
+        return "Choose a shorter name."
     return "Check that the folder exists and can be written to."
 
 

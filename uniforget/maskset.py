@@ -80,7 +80,7 @@ class MaskInfo:
 
     def _require(self, name: str, valid: bool, expected: str) -> None:
         if not valid:
-            raise MaskError(f"Mask information {name!r}: expected {expected}; found {getattr(self, name)!r}.")
+            raise MaskError(f"Mask information {name!r}: expected {expected}; found {getattr(self, name)!r:.80}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +113,11 @@ class MaskSet:
             raise MaskError(f"Gates and kinds must name the same sites; {len(odd)} are in only one of them, such as {odd[0]}.")
         for name, gates in self.gates.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise MaskError(f"Site {name!r}: expected a dotted path of 1 to 200 printable ASCII characters without spaces.")
+                raise MaskError(
+                    f"Site {name!r:.80}: expected a dotted path of 1 to 200 printable ASCII characters without spaces."
+                )
             if self.kinds[name] not in KINDS:
-                raise MaskError(f"Site {name}: expected a kind out of {', '.join(KINDS)}; found {self.kinds[name]!r}.")
+                raise MaskError(f"Site {name}: expected a kind out of {', '.join(KINDS)}; found {self.kinds[name]!r:.80}.")
             _check_gates(name, gates)
 
     @property
@@ -160,6 +162,14 @@ class MaskSet:
             sha.update(to_bytes(gates).tobytes())
         return sha.hexdigest()[:10]
 
+    def _made(self) -> str:
+        info, extra = self.info, self.info.extra
+        if "combined_a" in extra:
+            of = " and ".join(extra[key] for key in ("combined_a", "combined_b") if extra.get(key))
+            chosen = f", only {extra['selected']}" if extra.get("selected") else ""
+            return f"made from: {of} ({info.method}){chosen}"
+        return f"learned with: {info.preset or 'custom'}, beta {info.beta:g}, {info.method or 'unknown method'}, seed {info.seed}"
+
     def summary(self) -> str:
         """A few lines for people: what the mask switches off, and where it came from."""
         info = self.info
@@ -167,7 +177,7 @@ class MaskSet:
         lines = [
             f"mask {self.digest()} ({'hard' if self.hard else 'soft'}), family {info.family}",
             f"switched off: {shares}",
-            f"learned with: {info.preset or 'custom'}, beta {info.beta:g}, {info.method or 'unknown method'}, seed {info.seed}",
+            self._made(),
             f"base model: {info.base_name or 'unknown'}",
         ]
         return "\n".join(lines)

@@ -68,7 +68,7 @@ def find_sites(shapes: Mapping[str, Sequence[int]], kinds: Iterable[str] = KINDS
 
     Raises:
         FamilyError: the family is unknown.
-        MismatchError: a site's size does not fit its gates, or a part of it is missing.
+        MismatchError: a site's size does not fit its gates, or a part of it is missing or not computed with.
     """
     entry, naming = detect(shapes)
     known, origin = canonical(shapes, naming)
@@ -91,7 +91,21 @@ def find_sites(shapes: Mapping[str, Sequence[int]], kinds: Iterable[str] = KINDS
                     sites.append(_site(rule, match, known, origin))
                 if not rule.part:
                     break
+    _refuse_fused(sites, shapes)
     return entry, sites
+
+
+def _refuse_fused(sites: Iterable[Site], shapes: Mapping[str, Sequence[int]]) -> None:
+    """diffusers' fuse_qkv_projections() copies Linears together and leaves the old ones unused: gates there would do nothing."""
+    for site in sites:
+        for place in site.places:
+            parent = place.path.rpartition(".")[0]
+            for copy in ("to_qkv", "to_added_qkv", "to_kv"):
+                if f"{parent}.{copy}.weight" in shapes:
+                    raise MismatchError(
+                        f"{site.name}: its gates act on {place.path}, and this model may compute with its fused copy {parent}.{copy}. "
+                        "Load the model again, and fold the mask before calling fuse_qkv_projections()."
+                    )
 
 
 def _compiled(rule: Rule, known: Mapping[str, Sequence[int]]) -> re.Pattern[str]:
@@ -139,6 +153,11 @@ def _width(rule: Rule, match: re.Match[str], known: Mapping[str, Sequence[int]],
     raise MismatchError(
         f"{name}: the size of its heads cannot be told, because the model lacks {names[0]}. Load it as it was published."
     )
+
+
+def telling(sites: Iterable[Site]) -> list[Site]:
+    """The sites whose weights a fingerprint is taken of: down projections, which every host keeps in one piece, by name."""
+    return sorted((s for s in sites if s.kind == "ffn"), key=lambda s: s.name)
 
 
 def target_kinds(targets: str) -> tuple[str, ...]:

@@ -1,10 +1,15 @@
 """The command line, as a user runs it."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from uniforget import load
 from uniforget.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,3 +42,66 @@ def test_version_and_wrong_usage():
     assert json.loads(run("version", "--json").stdout)["version"]
     wrong = run("familys")
     assert wrong.returncode == 2 and "familys" in wrong.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny SD1.5-type pipeline as a diffusers folder."""
+    from tests.unit.tiny_pipelines import pipeline
+
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    pipeline("sd1").save_pretrained(path)
+    return path
+
+
+def learning(folder, output, *more):
+    prompts = output.parent / "prompts.txt"
+    prompts.write_text("a cat on a chair\na red house\na bowl of fruit\nan empty street\n", encoding="utf-8")
+    return (
+        "learn", str(folder), "-o", str(output), "--prompts", str(prompts), "--dtype", "fp32", "--steps", "4", "--batch", "4",
+        "--sampling-steps", "2", "--width", "64", "--height", "64", "--learning-rate", "3", "--preset", "custom", "--beta", "50", *more,
+    )  # fmt: skip
+
+
+def test_learn_saves_a_mask_that_names_where_it_came_from(folder, tmp_path):
+    done = run(*learning(folder, tmp_path / "mask.safetensors", "--json", "--curve", str(tmp_path / "curve.csv")))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    mask = load(tmp_path / "mask.safetensors")
+    assert told["digest"] == mask.digest() and mask.info.family == "sd1" and mask.info.base_name == "tiny"
+    assert 0 < mask.off_share() < 1 and mask.info.prompts_hash
+    assert len((tmp_path / "curve.csv").read_text().splitlines()) == 5
+    assert not list(tmp_path.glob(".uniforget-unfinished/*"))
+
+
+def test_accelerate_launch_gives_the_same_mask(folder, tmp_path):
+    """Two processes, as ``accelerate launch`` starts them."""
+    one = run(*learning(folder, tmp_path / "one.safetensors", "--seed", "3"))
+    assert one.returncode == 0, one.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-m", "uniforget", *learning(folder, tmp_path / "two.safetensors", "--seed", "3")]
+    children = [
+        subprocess.Popen(
+            arguments, cwd=ROOT, env={**here, "RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for r in "01"
+    ]
+    for child in children:
+        _, errors = child.communicate(timeout=180)
+        assert child.returncode == 0, errors.decode()
+    first, second = load(tmp_path / "one.safetensors"), load(tmp_path / "two.safetensors")
+    flipped = sum((second.gates[n] != g).sum().item() for n, g in first.gates.items())
+    assert flipped <= 2 and first.gates.keys() == second.gates.keys()
+
+
+def test_wrong_inputs_are_one_line_and_exit_code_1(folder, tmp_path):
+    for arguments, words in (
+        (learning(tmp_path / "nowhere", tmp_path / "m.safetensors"), "nowhere"),
+        (learning(folder, tmp_path / "m.bin"), ".safetensors"),
+        (learning(folder, tmp_path / "m.safetensors", "--targets", "heads"), "'heads'"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr, done.stderr

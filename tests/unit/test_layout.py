@@ -22,13 +22,14 @@ HOSTS |= {"diffusers", "transformers", "gradio", "backend"}
 LEVELS = [
     {"errors", "config", "bitcode", "sitetable"},
     {"archs", "maskset"},
-    {"families", "maskfile", "fingerprint"},
+    {"families", "maskfile", "prompts", "fingerprint"},
     {"detect", "blocks"},
     {"sites", "combine"},
-    {"gates", "losses"},
+    {"gates"},
     {"fold"},
-    {"learn", "scores"},
+    {"learn"},
     {"hosts"},
+    {"learncli"},
     {"cli", "__main__"},
 ]
 

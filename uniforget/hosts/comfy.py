@@ -25,7 +25,8 @@ from ..fold import edits, factors
 from ..learn import Progress, Result, Settings, learn
 from ..learn.inplace import OutOfPlace
 from ..maskset import MaskInfo, MaskSet
-from ..sites import Site, find_sites, match_sites
+from ..sites import Site, find_sites, match_sites, telling
+from .stored import Stored
 
 PREFIX = "diffusion_model."
 ATTACHMENT = "uniforget"
@@ -33,6 +34,8 @@ ATTACHMENT = "uniforget"
 
 # Sites of loaded models: clones share one model, and a sweep over strengths must not look for them again.
 _known: WeakKeyDictionary[nn.Module, tuple[Family, list[Site]]] = WeakKeyDictionary()
+# Fingerprints of their unpatched weights: reading those of quantized models takes seconds.
+_fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 class MaskAdapter(comfy.weight_adapter.WeightAdapterBase):
@@ -72,15 +75,23 @@ def sites_of(patcher, kinds: Iterable[str] = KINDS) -> tuple[Family, list[Site]]
     return family, [s for s in sites if s.kind in kinds]
 
 
-def base_fingerprint(patcher, sites: list[Site]) -> str:
-    """Fingerprint of the model without its patches (LoRAs, masks), wherever its weights are now."""
-    parameters = dict(patcher.model.named_parameters())
-    weights = {}
-    for site in sites:
-        name = site.places[0].path + ".weight"
-        backup = patcher.backup.get(PREFIX + name)
-        weights[name] = parameters[PREFIX + name] if backup is None else backup.weight
-    return fingerprint(weights)
+def base_fingerprint(patcher) -> str:
+    """Fingerprint of the model without its patches (LoRAs, masks), wherever its weights are now.
+
+    "": they are in a format that cannot be read.
+    """
+    model = patcher.model
+    if model not in _fingerprints:
+        modules = dict(model.diffusion_model.named_modules())
+        weights = {}
+        for site in telling(sites_of(patcher)[1]):
+            path = site.places[0].path
+            backup = patcher.backup.get(f"{PREFIX}{path}.weight")
+            weights[path] = Stored(modules[path], modules[path].weight if backup is None else backup.weight)
+        if not all(weight.readable for weight in weights.values()):
+            return ""
+        _fingerprints[model] = fingerprint(weights, coarse=any(weight.coarse for weight in weights.values()))
+    return _fingerprints[model]
 
 
 def apply_mask(patcher, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[str, float] | None = None):
@@ -97,7 +108,8 @@ def apply_mask(patcher, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[
     scales: dict[str, tuple[torch.Tensor, ...]] = {}
     for edit in edits(match_sites(mask, family, sites), factors(mask, strength, per_kind)):
         weight = PREFIX + edit.weight
-        scales[weight] = (*scales.get(weight, ()), edit.shaped(parameters[edit.weight].ndim))
+        # len(shape), because the ndim of ComfyUI-GGUF's tensors is that of their bytes
+        scales[weight] = (*scales.get(weight, ()), edit.shaped(len(parameters[edit.weight].shape)))
         if edit.axis == "out" and parameters.get(edit.bias) is not None:
             scales[PREFIX + edit.bias] = (edit.scale,)
     patches = {key: MaskAdapter(set(), scale) for key, scale in scales.items()}

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from ..archs import Family
+from ..errors import MismatchError
+from ..fingerprint import fingerprint
 from ..fold import edits, factors
 from ..maskset import MaskSet
-from ..sites import Site, find_sites, match_sites
+from ..sites import Site, find_sites, match_sites, telling
 
 
 def find_modules(model: nn.Module) -> tuple[Family, list[Site], dict[str, nn.Module]]:
@@ -23,6 +25,12 @@ def find_modules(model: nn.Module) -> tuple[Family, list[Site], dict[str, nn.Mod
     return family, sites, dict(model.named_modules())
 
 
+def base_fingerprint(model: nn.Module) -> str:
+    """Fingerprint of the model's weights; the same as ComfyUI's for the same model."""
+    _, sites, modules = find_modules(model)
+    return fingerprint({s.name: modules[s.places[0].path].get_parameter("weight") for s in telling(sites)})
+
+
 @torch.no_grad()
 def fold_(model: nn.Module, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> None:
     """Fold `mask` into the model's weights in place.
@@ -31,6 +39,13 @@ def fold_(model: nn.Module, mask: MaskSet, strength: float = 1.0, per_kind: Mapp
         FamilyError, MismatchError: the mask does not belong to this model; nothing was changed.
     """
     family, sites, modules = find_modules(model)
-    for edit in edits(match_sites(mask, family, sites), factors(mask, strength, per_kind)):
+    planned = edits(match_sites(mask, family, sites), factors(mask, strength, per_kind))
+    empty = [edit.path for edit in planned if modules[edit.path].get_parameter("weight").is_meta]
+    if empty:
+        raise MismatchError(
+            f"{len(empty)} of the {len(planned)} layers that the mask acts on have no values here, such as {empty[0]}: sequential "
+            "offloading keeps them elsewhere. Fold the mask before turning it on."
+        )
+    for edit in planned:
         parameters = dict(modules[edit.path].named_parameters(recurse=False))
         edit.fold_(parameters["weight"], parameters.get("bias"))

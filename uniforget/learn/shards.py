@@ -32,6 +32,11 @@ def rank() -> int:
     return dist.get_rank() if _several() else 0
 
 
+def local() -> int:
+    """Number of this process on its machine, from 0: which of the GPUs is its own."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def world() -> int:
     """Number of processes."""
     return dist.get_world_size() if _several() else 1

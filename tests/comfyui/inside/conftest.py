@@ -55,7 +55,7 @@ class Demo:
         from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
 
         family, sites = sites_of(self.model)
-        info = MaskInfo(family=family.name, base=base_fingerprint(self.model, sites), method="test")
+        info = MaskInfo(family=family.name, base=base_fingerprint(self.model), method="test")
         generator = torch.Generator().manual_seed(seed)
         draw = {s.name: torch.rand(s.units, generator=generator) for s in sites if s.kind in kinds}
         gates = {k: (v > share).float() if hard else v for k, v in draw.items()}

@@ -76,7 +76,7 @@ def test_hooks_equal_folding_equal_patches(name):
 
 
 @pytest.mark.parametrize("name", zoo.SMALL)
-def test_gradient_equals_finite_differences_and_every_gate_is_alive(name):
+def test_gradient_equals_finite_differences_and_every_gate_is_alive(name, monkeypatch):
     network = zoo.small(name).diffusion_model.double()
     network.dtype = torch.float64
     if hasattr(network, "patch_embedding"):
@@ -103,6 +103,8 @@ def test_gradient_equals_finite_differences_and_every_gate_is_alive(name):
         with differentiable():
             value = loss(gates)
             (gradient,) = torch.autograd.grad(value, gates)
+        # The fused operations of newer versions, used while nothing trains, refuse float64.
+        monkeypatch.setattr(comfy.model_management, "in_training", True, raising=False)
         with torch.no_grad():
             assert value == pytest.approx(loss(gates).item(), rel=1e-9), "what makes it differentiable must change nothing"
             h = 0.02  # large, because parts of some models compute in float32; the five-point rule is exact to h^4
@@ -189,7 +191,7 @@ def test_learns_a_mask_and_applies_it(name):
     model = zoo.patcher(name)
     family, sites = sites_of(model)
     before = zoo.predict(name, model.model)
-    info = MaskInfo(family=family.name, base=base_fingerprint(model, sites))
+    info = MaskInfo(family=family.name, base=base_fingerprint(model))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
     settings = Settings(beta=50, steps=3, learning_rate=3.0, batch=2, cfg=2.0, noises=1)
     latent = torch.zeros_like(zoo.inputs(name)[0][:1])

@@ -1,10 +1,17 @@
 """Load and Save Memorization Mask, and the demo's score, on real ComfyUI."""
 
+import errno
+import os
+import pickle
+
 import folder_paths
+import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from uniforget_pack.nodes.maskio import LoadMask, SaveMask, find_mask, target_path
 from uniforget_pack.nodes.score import DemoScore
+from uniforget_pack.uniforget import maskfile
 from uniforget_pack.uniforget.errors import FamilyError, MaskFileError, SettingError
 from uniforget_pack.uniforget.hosts.comfy import apply_mask
 
@@ -37,19 +44,127 @@ def test_saved_and_loaded_again(demo, folder):
 @pytest.mark.parametrize(
     "name", ["../../x.safetensors", "/etc/passwd", "a/../../x.safetensors", "..\\x.safetensors", "C:\\x.safetensors"]
 )
-def test_names_from_a_graph_cannot_leave_the_folder(name):
-    with pytest.raises((SettingError, MaskFileError)):
-        find_mask(name)
-    with pytest.raises((SettingError, MaskFileError)):
-        target_path(name, True)
-    assert LoadMask.validate_inputs(name) is not True
+def test_names_from_a_graph_cannot_leave_the_folder(demo, folder, name):
+    def check(call, *args):
+        with pytest.raises(
+            SettingError, match=r"^Setting '(mask_name|filename_prefix)': expected a plain name inside .*Change the name"
+        ):
+            call(*args)
+
+    outside = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
+    check(find_mask, name)
+    check(target_path, name, True)
+    check(LoadMask.execute, name)
+    check(LoadMask.fingerprint_inputs, name)
+    check(SaveMask.execute, demo.mask(), name, True)
+    for message in (LoadMask.validate_inputs(name), SaveMask.validate_inputs(name)):
+        assert "expected a plain name" in message and repr(name) in message
+    assert {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")} == outside
 
 
-def test_a_file_that_is_no_mask_is_named(folder):
-    (folder / "bad.safetensors").write_bytes(b"\x80\x04K\x01.")
+def truncated(data):
+    return data[: len(data) // 2]
+
+
+def flipped(data):
+    """One bit of the gates, at the very end, is another."""
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def float_typed(data):
+    header_size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + header_size].replace(b'"dtype":"U8"', b'"dtype":"F8"')
+    return data[:8] + header + data[8 + header_size :]
+
+
+# what is done to a mask file, and what is said then
+BAD_FILES = {
+    "empty": (lambda data: b"", "the file is empty"),
+    "truncated": (truncated, "the file is cut off"),
+    "flipped": (flipped, "this mask file is damaged: "),
+    "wrong_typed": (float_typed, "expected dtype U8; found 'F8'"),
+    "pickle": (lambda data: pickle.dumps({"gates": [1.0]}), "refused: pickle"),
+    "gguf": (lambda data: b"GGUF" + data, "found a GGUF model"),
+    "web_page": (lambda data: b"<!DOCTYPE html>" + data, "Choose a mask that UniForget saved"),
+    "newer": (lambda data: data.replace(b'"format_version":"1"', b'"format_version":"2"'), "Update UniForget"),
+    "model": (lambda data: safetensors.numpy.save({"out.weight": np.zeros((2, 2))}), "no UniForget mask (it holds 'out.weight')"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_file_that_is_no_good_mask_is_named_with_the_reason(demo, folder, change, reason):
+    SaveMask.execute(demo.mask(), "good", True)
+    data = (folder / "good.safetensors").read_bytes()
+    assert LoadMask.validate_inputs("good.safetensors") is True
+    (folder / "bad.safetensors").write_bytes(change(data))
     message = LoadMask.validate_inputs("bad.safetensors")
-    assert "bad.safetensors" in message and "pickle" in message
-    assert "There is no mask" in LoadMask.validate_inputs("absent.safetensors")
+    assert message.startswith(str(folder / "bad.safetensors")) and reason in message
+    # a name that another node chose is only checked when the node runs
+    with pytest.raises(MaskFileError, match="bad.safetensors") as caught:
+        LoadMask.execute("bad.safetensors")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("absent.safetensors", "There is no mask"), (5, "No mask is chosen"), ("", "No mask")]
+)
+def test_a_mask_that_is_not_there_is_said_with_what_to_do(name, reason):
+    message = LoadMask.validate_inputs(name)
+    assert reason in message and "press R" in message
+    with pytest.raises(MaskFileError, match=reason):
+        LoadMask.execute(name)
+    with pytest.raises(MaskFileError, match=reason):
+        LoadMask.fingerprint_inputs(name)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """``failing(step, number)``: from now on that step of saving fails."""
+
+    def make(step, number):
+        def fail(*args, **kwargs):
+            raise OSError(number, os.strerror(number))
+
+        if step == "open":
+            monkeypatch.setattr(maskfile, "open", fail, raising=False)
+        else:
+            monkeypatch.setattr(os, step, fail)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "reason"),
+    [
+        ("open", errno.EROFS, "read-only"),
+        ("open", errno.EACCES, "read-only"),
+        ("fsync", errno.ENOSPC, "The disk is full: free some space and save again."),
+        ("replace", errno.ENOSPC, "The disk is full"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_mask_that_cannot_be_saved_leaves_the_folder_as_it_was(demo, folder, failing, step, number, reason, overwrite):
+    SaveMask.execute(demo.mask(), "kept", True)
+    before = (folder / "kept.safetensors").read_bytes()
+    failing(step, number)
+    with pytest.raises(MaskFileError, match=rf"kept.*\.safetensors: the mask was not saved.*{reason}"):
+        SaveMask.execute(demo.mask(seed=9), "kept", overwrite)
+    assert os.listdir(folder) == ["kept.safetensors"] and (folder / "kept.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_made_is_named(demo, folder, failing, number):
+    failing("mkdir", number)
+    with pytest.raises(MaskFileError, match=rf"client: the mask was not saved.*{os.strerror(number)}"):
+        SaveMask.execute(demo.mask(), "client/portraits", False)
+    assert not os.listdir(folder)
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(demo, folder):
+    (folder / "client").write_bytes(b"")
+    with pytest.raises(MaskFileError, match="client: the mask was not saved"):
+        SaveMask.execute(demo.mask(), "client/portraits", False)
+    assert os.listdir(folder) == ["client"]
 
 
 def test_demo_score_measures_both_models(demo):

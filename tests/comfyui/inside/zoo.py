@@ -1,8 +1,12 @@
 """Every family's architecture, built from ComfyUI's own classes: small with random weights, or at real size without any."""
 
+from dataclasses import fields
+
 import comfy.model_patcher
 import comfy.supported_models as supported
 import torch
+from comfy.ldm.chroma.model import ChromaParams
+from comfy.ldm.flux.model import FluxParams
 
 SIZE = 8  # of latents
 
@@ -33,31 +37,35 @@ def sd3(heads, blocks, dual=(), qk_norm=None, context=4096, adm=2048, channels=1
     }  # fmt: skip
 
 
+def known(params, config):
+    """`config` without what this ComfyUI's class has no setting for: later versions ask for some that earlier ones refuse."""
+    names = {"image_model", *(f.name for f in fields(params))}
+    return {name: value for name, value in config.items() if name in names}
+
+
 def flux(hidden=3072, heads=24, double=19, single=38, guidance=True, **changes):
-    return {
+    return known(FluxParams, {
         "image_model": "flux", "axes_dim": [16, 56, 56], "num_heads": heads, "mlp_ratio": 4.0, "theta": 10000, "out_channels": 16,
         "qkv_bias": True, "patch_size": 2, "in_channels": 16, "hidden_size": hidden, "context_in_dim": 4096, "vec_in_dim": 768,
-        "depth": double, "depth_single_blocks": single, "guidance_embed": guidance, **changes,
-    }  # fmt: skip
+        "depth": double, "depth_single_blocks": single, "guidance_embed": guidance, "txt_ids_dims": [],
+    }) | changes  # fmt: skip
 
 
 def flux2(hidden=6144, heads=48, double=8, single=48, **changes):
-    return {
+    return known(FluxParams, {
         "image_model": "flux2", "axes_dim": [32, 32, 32, 32], "num_heads": heads, "mlp_ratio": 3.0, "theta": 2000,
         "out_channels": 128, "global_modulation": True, "vec_in_dim": None, "mlp_silu_act": True, "qkv_bias": False,
         "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0, "patch_size": 1, "in_channels": 128,
         "hidden_size": hidden, "context_in_dim": 15360, "depth": double, "depth_single_blocks": single, "guidance_embed": True,
-        **changes,
-    }  # fmt: skip
+        "txt_ids_dims": [3],
+    }) | changes  # fmt: skip
 
 
 def chroma(hidden=3072, heads=24, double=19, single=38, **changes):
-    config = flux(hidden, heads, double, single)
-    del config["vec_in_dim"], config["guidance_embed"]
-    return config | {
+    return known(ChromaParams, flux(hidden, heads, double, single) | {
         "image_model": "chroma", "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": hidden, "hidden_dim": 5120,
-        "n_layers": 5, **changes,
-    }  # fmt: skip
+        "n_layers": 5, "vec_in_dim": None,
+    }) | changes  # fmt: skip
 
 
 def pixart(hidden=1152, depth=28, alpha=False, context=4096, size=128):

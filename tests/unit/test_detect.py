@@ -1,0 +1,269 @@
+"""Recognising models by their weights: each family in both namings, what only looks like one, and what users are told."""
+
+import pytest
+
+from uniforget import detect as module
+from uniforget.detect import canonical, detect, family
+from uniforget.errors import FamilyError, MismatchError
+from uniforget.families import FAMILIES
+from uniforget.families.strangers import STRANGERS
+from uniforget.sites import find_sites
+
+TO_K = "transformer_blocks.0.attn2.to_k.weight"
+CHROMA_MLP = {"single_transformer_blocks.0.proj_mlp.weight": (8, 8)}
+
+
+def square(*names):
+    return dict.fromkeys(names, (8, 8))
+
+
+def unet(inside, outside, text, ndim, **more):
+    """A UNet's telling weights: the projection in front of its attention, and what reads the prompt."""
+    return {f"{inside}.proj_in.weight": (8, 8, 1, 1)[:ndim], f"{outside}.{TO_K}": (8, text)} | dict.fromkeys(
+        more.values(), (8, 8)
+    )
+
+
+# family -> just the weights that tell it, in ComfyUI's naming
+OURS = {
+    "sd1": unet("input_blocks.1.1", "output_blocks.3.1", 768, 4),
+    "sd2": unet("input_blocks.1.1", "output_blocks.11.1", 1024, 2),
+    "sdxl": unet("input_blocks.4.1", "output_blocks.0.1", 2048, 2, extra="label_emb.0.0.weight"),
+    "sd3": square("joint_blocks.0.x_block.attn.qkv.weight", "joint_blocks.0.context_block.adaLN_modulation.1.weight"),
+    "flux": square("img_in.weight", "double_blocks.0.img_mod.lin.weight", "single_blocks.0.modulation.lin.weight"),
+    "flux2": square("img_in.weight", "double_stream_modulation_img.lin.weight", "single_stream_modulation.lin.weight"),
+    "chroma": square("img_in.weight", "distilled_guidance_layer.in_proj.weight", "double_blocks.0.img_attn.qkv.weight"),
+    "pixart": square("t_block.1.weight", "blocks.0.scale_shift_table", "blocks.0.cross_attn.kv_linear.weight"),
+    "hunyuandit": square("mlp_t5.0.weight", "blocks.0.default_modulation.1.weight"),
+    "lumina2": square("cap_embedder.1.weight", "layers.0.adaLN_modulation.1.weight", "layers.0.attention.qkv.weight"),
+    "z_image": square("cap_embedder.1.weight", "layers.0.adaLN_modulation.0.weight", "layers.0.attention.qkv.weight"),
+    "qwen_image": square(
+        "transformer_blocks.0.img_mod.1.weight", "transformer_blocks.0.attn.add_q_proj.weight", "txt_norm.weight"
+    ),
+    "auraflow": square("double_layers.0.attn.w1q.weight", "single_layers.0.modCX.1.weight"),
+    "wan": square("head.modulation", "blocks.0.self_attn.q.weight", "blocks.0.ffn.2.weight"),
+}
+# The same in diffusers' naming; Qwen-Image has the same names there.
+THEIRS = {
+    "sd1": unet("down_blocks.0.attentions.0", "up_blocks.1.attentions.0", 768, 4),
+    "sd2": unet("down_blocks.0.attentions.0", "up_blocks.1.attentions.0", 1024, 2),
+    "sdxl": unet("down_blocks.1.attentions.0", "up_blocks.0.attentions.0", 2048, 2, extra="add_embedding.linear_1.weight"),
+    "sd3": square(
+        *(f"transformer_blocks.0.{n}.weight" for n in ("norm1_context.linear", "ff_context.net.2")), "pos_embed.proj.weight"
+    ),
+    "flux": CHROMA_MLP
+    | square(
+        "transformer_blocks.0.norm1_context.linear.weight",
+        "single_transformer_blocks.0.norm.linear.weight",
+        "x_embedder.weight",
+    ),
+    "flux2": square("double_stream_modulation_img.linear.weight", "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight"),
+    "chroma": CHROMA_MLP | square("distilled_guidance_layer.in_proj.weight"),
+    "pixart": square(
+        *("adaln_single.linear.weight", "pos_embed.proj.weight", "transformer_blocks.0.scale_shift_table"),
+        "caption_projection.linear_1.weight",
+    ),
+    "hunyuandit": square("blocks.0.norm1.linear.weight", "text_embedding_padding"),
+    "lumina2": square(
+        *("layers.0.norm1.linear.weight", "layers.0.feed_forward.linear_2.weight"),
+        "time_caption_embed.caption_embedder.0.weight",
+    ),
+    "z_image": square("cap_embedder.1.weight", "layers.0.adaLN_modulation.0.weight", "layers.0.attention.to_q.weight"),
+    "auraflow": square(
+        *(f"joint_transformer_blocks.0.{n}.weight" for n in ("norm1_context.linear", "ff.out_projection")),
+    ),
+    "wan": square("condition_embedder.time_proj.weight", "blocks.0.ffn.net.2.weight", "blocks.0.attn1.to_q.weight"),
+}
+MINIMAL = [*((n, False, s) for n, s in OURS.items()), *((n, True, s) for n, s in THEIRS.items())]
+IDS = [f"{name}-{'diffusers' if theirs else 'comfyui'}" for name, theirs, _ in MINIMAL]
+
+
+def found(shapes):
+    """``(family's name, whether in diffusers' naming)``."""
+    entry, naming = detect(shapes)
+    assert naming is None or naming is entry.diffusers
+    return entry.name, naming is not None
+
+
+def refusal(shapes):
+    with pytest.raises(FamilyError) as caught:
+        detect(shapes)
+    return str(caught.value)
+
+
+# --- families
+
+
+def test_the_tables_above_are_complete():
+    assert list(OURS) == [f.name for f in FAMILIES]
+    assert list(THEIRS) == [f.name for f in FAMILIES if f.diffusers.keys]
+
+
+@pytest.mark.parametrize(("name", "theirs", "shapes"), MINIMAL, ids=IDS)
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_telling_weights_tell_exactly_one_family_whatever_is_asked_first(name, theirs, shapes, order, monkeypatch):
+    monkeypatch.setattr(module, "FAMILIES", FAMILIES[::order])
+    assert found(shapes) == (name, theirs)
+    assert found({"other.weight": (3,), **shapes, "something.else": (2, 2)}) == (name, theirs)
+
+
+@pytest.mark.parametrize(("name", "theirs", "shapes"), MINIMAL, ids=IDS)
+def test_every_telling_weight_is_needed(name, theirs, shapes):
+    for dropped in shapes:
+        rest = {k: v for k, v in shapes.items() if k != dropped}
+        try:
+            assert found(rest) != (name, theirs), dropped
+        except FamilyError as error:
+            assert "UniForget does not know this model" in str(error)
+
+
+def test_unets_are_told_apart_by_shapes_alone():
+    for ndim, text in ((4, 1024), (2, 768), (4, 2048), (2, 4096)):
+        message = refusal(unet("input_blocks.1.1", "output_blocks.3.1", text, ndim))
+        assert "The nearest family is Stable Diffusion" in message
+    refiner = unet("input_blocks.4.1", "output_blocks.3.1", 1280, 2, extra="label_emb.0.0.weight")
+    assert found(refiner) == ("sdxl", False)
+
+
+def test_a_family_that_is_not_there_is_named_with_those_that_are():
+    assert family("flux").title == "FLUX.1"
+    with pytest.raises(FamilyError, match=r"no model family 'flux9' \(it knows: sd1, sd2, .*wan\)\. Update UniForget"):
+        family("flux9")
+
+
+def test_a_missing_piece_of_a_fused_linear_is_named():
+    shapes = THEIRS["pixart"] | square(*(f"transformer_blocks.0.attn1.to_{x}.weight" for x in "qk"))
+    _, naming = detect(shapes)
+    expected = (
+        r"blocks\.0\.attn\.qkv is kept in 3 pieces here, and only 2 are there \(transformer_blocks\.0\.attn1\.to_q, .*to_k\)"
+    )
+    with pytest.raises(MismatchError, match=expected):
+        canonical(shapes, naming)
+
+
+def test_projections_that_diffusers_has_fused_are_refused_because_gates_would_do_nothing():
+    shapes = THEIRS["pixart"] | square(*(f"transformer_blocks.0.attn1.to_{x}.weight" for x in "qkv"))
+    assert [s.name for s in find_sites(shapes)[1]] == ["blocks.0.norm1"]
+    fused = shapes | {"transformer_blocks.0.attn1.to_qkv.weight": (24, 8)}
+    with pytest.raises(
+        MismatchError, match=r"blocks\.0\.norm1: .*attn1\.to_q, .*attn1\.to_qkv.*before calling fuse_qkv_projections\(\)"
+    ):
+        find_sites(fused)
+    # where no gate acts on what was fused, nothing is lost
+    assert find_sites(fused, ("ffn", "attn"))[1] == []
+
+
+# --- what no mask fits
+
+HUNYUAN_VIDEO = square(
+    *("img_in.proj.weight", "txt_in.individual_token_refiner.blocks.0.mlp.0.weight", "txt_in.input_embedder.weight"),
+    *("double_blocks.0.img_mod.lin.weight", "double_blocks.0.img_mlp.2.weight", "double_blocks.0.img_attn.proj.weight"),
+    *("single_blocks.0.linear2.weight", "single_blocks.0.modulation.lin.weight", "final_layer.linear.weight"),
+)
+LTX = square("patchify_proj.weight", "adaln_single.linear.weight", "transformer_blocks.0.attn2.to_k.weight") | {
+    "transformer_blocks.0.scale_shift_table": (6, 8),
+    "caption_projection.linear_1.weight": (8, 8),
+}
+CASCADE = square(
+    "clip_txt_mapper.weight", "down_blocks.0.0.channelwise.0.weight", "up_blocks.0.0.channelwise.0.weight", "clf.1.weight"
+)
+SVD = OURS["sd2"] | square("input_blocks.1.1.time_stack.0.attn1.to_q.weight", "label_emb.0.0.weight")
+SVD_DIFFUSERS = THEIRS["sd2"] | square("down_blocks.0.attentions.0.temporal_transformer_blocks.0.attn1.to_q.weight")
+RADIANCE = square("nerf_blocks.0.param_generator.weight", *OURS["chroma"])
+
+# what it is, its weights, and words of the message
+MODELS = {
+    "hunyuan_video": (HUNYUAN_VIDEO, ["HunyuanVideo", "double_blocks.0.img_mod.lin.weight", "is FLUX.1 (flux)"]),
+    "hunyuan_3d": (square("latent_in.weight", *OURS["flux"]), ["Hunyuan3D", "latent_in.weight", "is FLUX.1 (flux)"]),
+    "ltx": (LTX, ["LTX-Video", "transformer_blocks.0.attn2.to_k.weight", "is PixArt alpha / sigma (pixart)"]),
+    "cascade": (CASCADE, ["Stable Cascade", "clip_txt_mapper.weight", "resembles none of the supported families"]),
+    "svd": (SVD, ["Stable Video Diffusion", "input_blocks.1.1.proj_in.weight", "is Stable Diffusion 2.x (sd2)"]),
+    "svd_diffusers": (SVD_DIFFUSERS, ["Stable Video Diffusion", "is Stable Diffusion 2.x (sd2)"]),
+    "video_1.5": (THEIRS["sd2"] | square("up_blocks.1.temp_convs.0.conv1.0.weight"), ["video UNet", "Stable Diffusion 2.x"]),
+    "radiance": (RADIANCE, ["Chroma Radiance", "is Chroma (chroma)"]),
+    "omnigen2": (THEIRS["lumina2"] | square("ref_image_refiner.0.attn.to_q.weight"), ["OmniGen2", "is Lumina 2 (lumina2)"]),
+    "sana": (OURS["pixart"] | square("blocks.0.mlp.inverted_conv.conv.weight"), ["Sana", "is PixArt alpha / sigma"]),
+    "mochi": (square("t5_yproj.weight", "blocks.0.mod_x.weight"), ["Mochi", "blocks.0.mod_x.weight", "resembles none"]),
+    "cosmos": (square("blocks.block0.blocks.0.block.attn.to_q.0.weight"), ["Cosmos", "resembles none"]),
+    "hidream": (square("double_stream_blocks.0.block.ff_i.gate.weight"), ["HiDream", "resembles none"]),
+}
+FILES = {
+    "checkpoint": ({f"model.diffusion_model.{k}": v for k, v in OURS["sd1"].items()}, ["a whole checkpoint", "as the prefix"]),
+    "checkpoint_vae": (
+        square("first_stage_model.decoder.conv_in.weight", "model.diffusion_model.out.2.weight"),
+        ["a whole checkpoint", "'model.diffusion_model.'"],
+    ),
+    "lora_kohya": (square("lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight"), ["a LoRA", "fuse the LoRA"]),
+    "lora_diffusers": (square("transformer.transformer_blocks.0.attn.to_q.lora_A.weight"), ["a LoRA", "to_q.lora_A.weight"]),
+    "lora_old": (square("unet.mid_block.attentions.0.processor.to_q_lora.down.weight"), ["a LoRA"]),
+    "lokr": (square("lycoris_blocks_0_attn.lokr_w1"), ["a LoRA"]),
+    "lora_attached": (THEIRS["flux"] | square("x_embedder.lora_A.default.weight"), ["with one attached", "fuse the LoRA"]),
+    "controlnet": (
+        square("controlnet_cond_embedding.conv_in.weight", "down_blocks.0.attentions.0.proj_in.weight"),
+        ["a ControlNet", "Load the model that it steers"],
+    ),
+    "controlnet_flux": (THEIRS["flux"] | square("controlnet_blocks.0.weight"), ["a ControlNet"]),
+    "controlnet_ldm": (square("control_model.input_hint_block.0.weight"), ["a ControlNet"]),
+    "vae": (square("encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight"), ["a VAE", "decoder.conv_in.weight"]),
+    "vae_wan": (square("encoder.conv1.weight", "decoder.conv1.weight"), ["a VAE", "Load the diffusion model itself"]),
+    "clip": (square("text_model.encoder.layers.0.self_attn.k_proj.weight"), ["a text encoder", "self_attn.k_proj.weight"]),
+    "open_clip": (square("conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"), ["a text encoder"]),
+    "t5": (square("shared.weight", "encoder.block.0.layer.0.SelfAttention.k.weight"), ["a text encoder", "Load the diffusion"]),
+    "qwen": (square("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"), ["a text encoder"]),
+}
+
+
+@pytest.mark.parametrize(("shapes", "words"), MODELS.values(), ids=MODELS)
+def test_other_models_are_named_with_the_nearest_family_and_what_to_do(shapes, words):
+    message = refusal(shapes)
+    for word in ["UniForget cannot mask", f"found {len(shapes)} weights", "Use a model of a supported family: Stable", *words]:
+        assert word in message, message
+
+
+@pytest.mark.parametrize(("shapes", "words"), FILES.values(), ids=FILES)
+def test_files_that_are_no_diffusion_model_are_named_with_what_to_load(shapes, words):
+    message = refusal(shapes)
+    assert message.startswith("This is a") and "not a diffusion model" in message and "nearest" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_every_stranger_is_tested():
+    messages = [refusal(shapes) for shapes, _ in [*MODELS.values(), *FILES.values()]]
+    assert not [s.title for s in STRANGERS if not any(s.title in m for m in messages)]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        # built like one
+        (
+            square("double_blocks.0.img_mlp.2.weight", "double_blocks.0.txt_mod.lin.weight", "single_blocks.0.linear2.weight"),
+            ["The nearest family is FLUX.1 (flux)"],
+        ),
+        (square("transformer_blocks.0.img_mlp.net.2.weight", "txt_norm.weight"), ["The nearest family is Qwen-Image"]),
+        (square("blocks.0.ffn.2.weight", "blocks.0.self_attn.o.weight"), ["The nearest family is Wan 2.x (wan)"]),
+        (square("up_blocks.0.attentions.0.proj_in.weight"), ["The nearest family is Stable Diffusion"]),
+        # only called alike
+        (square("joint_blocks.0.x_blk.attn.qkv.weight"), ["By its weights' names the nearest family is Stable Diffusion 3"]),
+        # neither
+        (square("resblocks.0.convs1.0.weight"), ["resblocks.0.convs1.0.weight. It resembles none"]),
+        ({"logit_scale": ()}, ["found 1 weights such as logit_scale", "It resembles none"]),
+    ],
+)
+def test_an_unknown_model_is_told_by_its_weights_and_the_nearest_family(shapes, words):
+    message = refusal(shapes)
+    for word in ["UniForget does not know this model", "Use a model of a supported family", "Wan 2.x. CONTRIBUTING.md", *words]:
+        assert word in message, message
+
+
+def test_the_weights_that_are_named_are_from_different_parts_of_the_model():
+    blocks = square(*(f"blocks.{i}.{part}.weight" for i in range(30) for part in ("a", "b")))
+    message = refusal({"x.bias": (1,), **blocks, **square("head.out.weight", "embed.in.weight", "embed.out.weight")})
+    assert "found 64 weights such as blocks.0.a.weight, embed.in.weight, head.out.weight." in message
+
+
+def test_no_weights_at_all():
+    assert refusal({}) == (
+        "This model has no weights, so there is nothing to mask. Load a model; for a state dict, check the prefix."
+    )

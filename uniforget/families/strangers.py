@@ -1,0 +1,62 @@
+"""What users also try and no family covers: to say what it is, and because some of it has all the weights that tell a family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """Something that no mask fits.
+
+    Attributes:
+        title: what users call it.
+        key: regular expression of a whole weight name that tells it.
+        advice: what to do, when it is no diffusion model at all; "" for a model of another family.
+    """
+
+    title: str
+    key: str
+    advice: str = ""
+
+
+_MODEL_ITSELF = "Load the diffusion model itself."
+
+# The first that matches counts.
+STRANGERS = (
+    Stranger(
+        "a whole checkpoint",
+        r"model\.diffusion_model\..*",
+        "Take its diffusion model only: the weights whose names start with 'model.diffusion_model.', given as the prefix.",
+    ),
+    Stranger(
+        "a LoRA, or a model with one attached",
+        r".*(?:[._]lora[._](?:up|down|mid|A|B)\b|[._](?:hada|lokr)_w[12]).*",
+        "Load the model itself, and fuse the LoRA into it first.",
+    ),
+    Stranger(
+        "a ControlNet",
+        r"(?:control_model|input_hint_block|controlnet_\w+)\..*|.*\.(?:base_to_ctrl|ctrl_to_base)\..*",
+        "Load the model that it steers.",
+    ),
+    Stranger("a VAE", r"(?:first_stage_model\.|vae\.)?decoder\.(?:conv_in|conv1|layers\.\d+)\..*", _MODEL_ITSELF),
+    Stranger(
+        "a text encoder",
+        r"(?:.*\.)?(?:text_model\.encoder|transformer\.resblocks|encoder\.block\.0\.layer|model\.layers\.0\.self_attn)\..*",
+        _MODEL_ITSELF,
+    ),
+    Stranger("HunyuanVideo or HunyuanImage", r"(?:txt_in\.individual_token_refiner|context_embedder\.token_refiner)\..*"),
+    Stranger("Hunyuan3D", r"latent_in\..*|blocks\.\d+\.moe\..*"),
+    Stranger("Chroma Radiance", r"nerf_blocks\..*"),
+    Stranger("OmniGen2", r"ref_image_refiner\..*"),
+    Stranger("Stable Cascade", r"clip_(?:txt_|img_|txt_pooled_)?mapper\..*"),
+    Stranger(
+        "a video UNet (Stable Video Diffusion, AnimateDiff, ...)",
+        r".*\.(?:time_stack|time_mix_blocks|temporal_transformer_blocks|motion_modules|temp_convs|temp_attentions)\..*",
+    ),
+    Stranger("LTX-Video", r"patchify_proj\..*"),
+    Stranger("Mochi", r"t5_yproj\..*"),
+    Stranger("Cosmos", r"blocks\.block0\..*|blocks\.\d+\.adaln_modulation_mlp\..*"),
+    Stranger("HiDream", r"double_stream_blocks\..*"),
+    Stranger("Sana", r".*\.(?:mlp\.inverted_conv|ff\.conv_inverted)\..*"),
+)

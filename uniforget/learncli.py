@@ -1,0 +1,132 @@
+"""``uniforget learn``: a mask from a diffusers pipeline, with progress, on one or several devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from . import __version__, config, maskfile
+from .errors import SettingError
+from .learn import Progress as State
+from .learn import Settings, curve_csv, learn, shards
+from .maskset import MaskInfo
+from .prompts import neutral_prompts, prompts_hash, read_prompts
+from .sites import target_kinds
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str | None, **values: Any) -> dict[str, Any] | None:
+    """Learn and save; returns what ``--json`` prints, or None in all but the first of several processes.
+
+    Raises:
+        UniForgetError: a setting, the prompts, the model or the output is wrong.
+    """
+    if dtype not in DTYPES:
+        raise SettingError(f"--dtype: expected one of {', '.join(DTYPES)}; found {dtype!r}.")
+    if output.suffix != ".safetensors":
+        raise SettingError(f"--output: expected a name that ends in .safetensors; found {output}.")
+    settings = Settings(
+        beta=config.resolve_beta(values["preset"], values["beta"]),
+        **{name: config.LEARN[name].check(values[name]) for name in config.SETTINGS},
+    )
+    kinds = target_kinds(values["targets"])
+    lines = read_prompts(prompts) if prompts else neutral_prompts()
+    from .hosts.diffusers import base_fingerprint
+    from .hosts.pipeline import PipelineModel, load_pipeline
+
+    shards.join()
+    try:
+        place = _device(device)
+        pipe = load_pipeline(model, DTYPES[dtype], values["config"])
+        loaded = PipelineModel(
+            pipe, lines, steps=values["sampling_steps"], width=values["width"], height=values["height"], kinds=kinds,
+            cfg=settings.cfg, device=place,
+        )  # fmt: skip
+        info = MaskInfo(
+            family=loaded.family.name,
+            base=base_fingerprint(loaded.denoiser),
+            base_name=Path(model).name,
+            method=settings.objective,
+            beta=settings.beta,
+            preset=values["preset"],
+            targets=kinds,
+            prompts_hash=prompts_hash(lines),
+            seed=settings.seed,
+            version=__version__,
+        )
+        with _Report(settings.steps, values["tensorboard"]) as report:
+            result = learn(loaded, settings, info, report, output.parent / ".uniforget-unfinished")
+        if shards.rank():
+            return None
+        maskfile.save(result.mask, output)
+        if values["curve"]:
+            values["curve"].write_text(curve_csv(result.curve), encoding="utf-8")
+        return {
+            "mask": str(output),
+            "digest": result.mask.digest(),
+            "sparsity": result.mask.sparsity(),
+            "learn_seconds": result.mask.info.learn_seconds,
+            "summary": f"saved as {output}\n{result.mask.summary()}",
+        }
+    finally:
+        shards.leave()
+
+
+def _device(named: str | None) -> torch.device:
+    if named:
+        return torch.device(named)
+    return torch.device("cuda", shards.local()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+class _Report:
+    """Progress on the terminal, and in TensorBoard if asked for."""
+
+    def __init__(self, steps: int, tensorboard: Path | None):
+        self.steps = steps
+        self.writer = None
+        if tensorboard and not shards.rank():
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise SettingError(
+                    "--tensorboard: the package tensorboard is not installed. Install it, or leave the option out."
+                ) from error
+            self.writer = SummaryWriter(str(tensorboard))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bar = Progress(*columns, console=Console(stderr=True), disable=bool(shards.rank()))
+
+    def __enter__(self) -> _Report:
+        self.bar.start()
+        self.teacher = self.bar.add_task("watching the model", note="")
+        self.learning = self.bar.add_task("learning", total=self.steps, note="")
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.bar.stop()
+        if self.writer:
+            self.writer.close()
+
+    def __call__(self, state: State) -> None:
+        if state.stage == "teacher":
+            self.bar.update(self.teacher, completed=state.step, total=state.steps)
+            return
+        note = f"loss {state.reconstruction:.4f}, off {state.off_share:.1%}"
+        self.bar.update(self.learning, completed=state.step, total=state.steps, note=note)
+        if self.writer:
+            self.writer.add_scalar("reconstruction", state.reconstruction, state.step)
+            self.writer.add_scalar("off/all", state.off_share, state.step)
+            for kind, share in state.off.items():
+                self.writer.add_scalar(f"off/{kind}", share, state.step)
+            if state.hard == state.hard:
+                self.writer.add_scalars("gap", {"soft": state.soft, "hard": state.hard}, state.step)
