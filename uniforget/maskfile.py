@@ -6,12 +6,10 @@ believed before it is checked.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import re
-import secrets
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from . import bitcode, sitetable
+from . import atomic, bitcode, sitetable
 from .bitcode import CodeError
 from .errors import (
     BadContentsError,
@@ -64,19 +62,8 @@ def save(mask: MaskSet, path: str | os.PathLike[str]) -> None:
     if path.suffix != ".safetensors":
         raise MaskWriteError(f"{path}: expected a name that ends in .safetensors. Add the ending.")
     content = dumps(mask, str(path))
-    # Short, so that every name that the disk allows can be saved.
-    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
     try:
-        try:
-            # Not tempfile: its files are readable by their owner only, whatever the user's umask says.
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        atomic.replace(path, content)
     except OSError as error:
         raise MaskWriteError(f"{path}: the mask was not saved ({error.strerror or error}). {_advice(error)}") from error
 

@@ -2,11 +2,13 @@
 
 import copy
 
+import diffusers
 import pytest
 import torch
 
 from tests.unit import diffusers_zoo as zoo
 from uniforget.archs import KINDS
+from uniforget.errors import FamilyError
 from uniforget.fold import factors
 from uniforget.gates import gated
 from uniforget.hosts.diffusers import find_modules, fold_
@@ -140,3 +142,14 @@ def test_attention_and_neurons_share_the_columns_of_one_linear(name):
         hook.remove()
         closed = loaded.gates({neurons.name: torch.zeros(neurons.units)})
         assert loaded.change(silent) > 1e-3 and torch.allclose(closed, silent, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["BriaTransformer2DModel", "BriaFiboTransformer2DModel", "LongCatImageTransformer2DModel", "OvisImageTransformer2DModel"],
+)
+def test_what_only_looks_like_flux_is_refused(kind):
+    with torch.device("meta"):
+        model = getattr(diffusers, kind)(num_layers=1, num_single_layers=1)
+    with pytest.raises(FamilyError, match=r"nearest family is (?:FLUX\.1|Chroma)"):
+        find_modules(model)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.unit.masks import FFN, INFO, hard_mask, soft_mask
-from uniforget import errors, maskfile, sitetable
+from uniforget import atomic, errors, maskfile, sitetable
 from uniforget.maskset import MaskInfo, MaskSet
 
 
@@ -110,7 +110,7 @@ def failing_disk(monkeypatch, tmp_path):
         if step in ("fsync", "replace"):
             monkeypatch.setattr(os, step, fail)
         else:
-            monkeypatch.setattr(maskfile, "open", fail if step == "open" else failing_open, raising=False)
+            monkeypatch.setattr(atomic, "open", fail if step == "open" else failing_open, raising=False)
         return seen
 
     return make

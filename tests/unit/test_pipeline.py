@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.unit.tiny import info
-from tests.unit.tiny_pipelines import NEGATIVE, PIPELINES, PROMPTS, SIZE, own_latents, pipeline, single_file
+from tests.unit.tiny_pipelines import NEGATIVE, PIPELINES, PROMPTS, SIZE, apart, noise_like, own_latents, pipeline, single_file
 from uniforget.errors import FamilyError, LearnError
 from uniforget.fold import factors
 from uniforget.gates import gated
@@ -36,15 +36,6 @@ def sampled(model, noise, which, cfg=1.0):
     for k in range(len(model.sigmas) - 1):
         x = euler(model, x, k, [which], cfg)[0]
     return x
-
-
-def noise_like(x, seed=5):
-    return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-
-
-def apart(a, b):
-    """Largest difference, relative to the largest value."""
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 @pytest.fixture(scope="module", params=PIPELINES)

@@ -230,6 +230,15 @@ def _randomize(module):
     module.eval().requires_grad_(False)
 
 
+def noise_like(x, seed=5):
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def apart(a, b):
+    """Largest difference, relative to the largest value."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
 def own_latents(pipe, name, noise, prompt, steps, **call):
     """Final latents of the pipeline's own sampling from `noise` (as learning sees it, unscaled)."""
     tiny = PIPELINES[name]

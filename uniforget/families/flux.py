@@ -60,6 +60,8 @@ FLUX = Family(
             Key(r"single_transformer_blocks\.0\.proj_mlp\.weight"),
             Key(r"x_embedder\.weight"),
         ),
+        # Bria, LongCat-Image and Ovis-Image share all other names.
+        without=(r"(?:time_embed|timestep_embedder)\..*",),
         aliases=(
             *_FLUX_ATTENTION,
             *_FLUX_MLP,

@@ -192,9 +192,9 @@ class PipelineModel:
     def _encode(self, listener: Listener, prompts: list[str], negative: str | None, report: Callable[[int, int], None]) -> None:
         """Note what the denoiser is given for each prompt, and for the negative one last."""
         first, two = listener.plain(prompts[0]), listener.plain([prompts[0]] * 2)
-        times = [name for name in _TIMES if name in first]
+        times = [name for name in _TIMES if torch.is_tensor(first.get(name))]
         if len(times) != 1:
-            raise self._fault(f"expected one argument {' or '.join(_TIMES)} of its {listener.name}, found {len(times)}")
+            raise self._fault(f"expected one tensor {' or '.join(_TIMES)} for its {listener.name}, found {len(times)}")
         self._time = times[0]
         try:
             grows = growth(first, two)

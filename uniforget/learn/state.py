@@ -5,10 +5,8 @@ One safetensors file, written to a temporary name and renamed; nothing in it is 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from .. import atomic
 from ..errors import LearnError
 from ..maskset import MaskInfo
 from ..sites import Site
@@ -82,18 +81,9 @@ def write(path: Path, state: State) -> None:
     # Hexadecimal floats come back exactly.
     note["extra"] = json.dumps({name: value.hex() for name, value in state.extra.items()})
     note["off"] = json.dumps([p.off for p in state.curve])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(save(tensors, note))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.replace(path, save(tensors, note))
     except OSError as error:
         raise LearnError(
             f"{path}: progress could not be saved ({error.strerror or error}); what was saved before is unchanged. "

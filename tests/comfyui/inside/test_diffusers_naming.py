@@ -97,41 +97,33 @@ def pixart(config, state):
     return out
 
 
+# The first that a key contains is replaced.
+_HUNYUANDIT = {
+    "mlp_t5.0.": "text_embedder.linear_1.", "mlp_t5.2.": "text_embedder.linear_2.", "pooler.": "time_extra_emb.pooler.",
+    "style_embedder.": "time_extra_emb.style_embedder.", "x_embedder.": "pos_embed.", "final_layer.linear.": "proj_out.",
+    "t_embedder.mlp.0.": "time_extra_emb.timestep_embedder.linear_1.",
+    "t_embedder.mlp.2.": "time_extra_emb.timestep_embedder.linear_2.",
+    "extra_embedder.0.": "time_extra_emb.extra_embedder.linear_1.",
+    "extra_embedder.2.": "time_extra_emb.extra_embedder.linear_2.", "final_layer.adaLN_modulation.1.": "norm_out.linear.",
+    "default_modulation.1.": "norm1.linear.", "norm1.": "norm1.norm.", "norm2.": "norm3.", "norm3.": "norm2.",
+    "mlp.fc1.": "ff.net.0.proj.", "mlp.fc2.": "ff.net.2.", "q_norm.": "norm_q.", "k_norm.": "norm_k.",
+    "out_proj.": "to_out.0.", "attn2.q_proj.": "attn2.to_q.",
+}  # fmt: skip
+
+
 def hunyuandit(config, state):
     """Neither host has a converter, so this is from the code of both."""
-    swapped = lambda v: torch.cat(v.chunk(2)[::-1])  # noqa: E731
-    names = {
-        "mlp_t5.0.": "text_embedder.linear_1.", "mlp_t5.2.": "text_embedder.linear_2.", "pooler.": "time_extra_emb.pooler.",
-        "style_embedder.": "time_extra_emb.style_embedder.", "t_embedder.mlp.0.": "time_extra_emb.timestep_embedder.linear_1.",
-        "t_embedder.mlp.2.": "time_extra_emb.timestep_embedder.linear_2.", "x_embedder.": "pos_embed.",
-        "extra_embedder.0.": "time_extra_emb.extra_embedder.linear_1.", "final_layer.linear.": "proj_out.",
-        "extra_embedder.2.": "time_extra_emb.extra_embedder.linear_2.", "text_embedding_padding": "text_embedding_padding",
-    }  # fmt: skip
-    inside = {
-        "norm1.": "norm1.norm.", "default_modulation.1.": "norm1.linear.", "norm2.": "norm3.", "norm3.": "norm2.",
-        "mlp.fc1.": "ff.net.0.proj.", "mlp.fc2.": "ff.net.2.", "skip_norm.": "skip_norm.", "skip_linear.": "skip_linear.",
-        **{f"attn{n}.{ours}": f"attn{n}.{theirs}" for n in "12" for ours, theirs in (
-            ("q_norm.", "norm_q."), ("k_norm.", "norm_k."), ("out_proj.", "to_out.0."), ("q_proj.", "to_q."),
-        )},
-    }  # fmt: skip
     out = {}
     for key, value in state.items():
-        block, inner = "", key
-        if key.startswith("blocks."):
-            number, inner = key.removeprefix("blocks.").split(".", 1)
-            block = f"blocks.{number}."
-        fused = {"attn1.Wqkv.": "qkv", "attn2.kv_proj.": "kv"}
-        [start] = [
-            s for s in (inside | fused if block else {**names, "final_layer.adaLN_modulation.1.": ""}) if inner.startswith(s)
-        ]
-        rest = inner.removeprefix(start)
-        if start in fused:
-            for letter, piece in zip(fused[start], value.chunk(len(fused[start])), strict=True):
-                out[f"{block}{start[:6]}to_{letter}.{rest}"] = piece
-        elif start == "final_layer.adaLN_modulation.1.":
-            out[f"norm_out.linear.{rest}"] = swapped(value)
-        else:
-            out[block + (inside if block else names)[start] + rest] = value
+        fused = next((name for name in ("Wqkv", "kv_proj") if f".{name}." in key), None)
+        if fused:
+            letters = "qkv" if fused == "Wqkv" else "kv"
+            out |= {key.replace(fused, f"to_{letter}"): v for letter, v in zip(letters, value.chunk(len(letters)), strict=True)}
+            continue
+        old = next((old for old in _HUNYUANDIT if old in key), "")
+        # diffusers takes scale before shift at the end
+        value = torch.cat(value.chunk(2)[::-1]) if old.startswith("final_layer.adaLN") else value
+        out[key.replace(old, _HUNYUANDIT.get(old, ""))] = value
     return out
 
 

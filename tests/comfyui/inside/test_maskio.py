@@ -11,7 +11,7 @@ import safetensors.numpy
 import torch
 from uniforget_pack.nodes.maskio import LoadMask, SaveMask, find_mask, target_path
 from uniforget_pack.nodes.score import DemoScore
-from uniforget_pack.uniforget import maskfile
+from uniforget_pack.uniforget import atomic
 from uniforget_pack.uniforget.errors import FamilyError, MaskFileError, SettingError
 from uniforget_pack.uniforget.hosts.comfy import apply_mask
 
@@ -126,7 +126,7 @@ def failing(monkeypatch):
             raise OSError(number, os.strerror(number))
 
         if step == "open":
-            monkeypatch.setattr(maskfile, "open", fail, raising=False)
+            monkeypatch.setattr(atomic, "open", fail, raising=False)
         else:
             monkeypatch.setattr(os, step, fail)
 
