@@ -19,9 +19,10 @@ from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
 from uniforget_pack.uniforget.sites import find_sites
 
 from tests.comfyui.inside import zoo
+from tests.unit import diffusers_zoo
 
 # What this file tests on small models, as `python -m uniforget families` lists it.
-TESTED_SMALL = ("folding", "gradients", "living sites", "learning")
+TESTED_SMALL = ("folding", "gradients", "living sites", "learning")  # and "both namings": tests over diffusers' zoo
 CHOICES = [*((kind,) for kind in KINDS), KINDS]
 
 
@@ -138,7 +139,8 @@ def test_counts_at_real_size(name):
     counts = {k: {"sites": len(c), "gates": sum(s.units for s in c)} for k in KINDS if (c := [s for s in sites if s.kind == k])}
     listed = families.sizes()[name]
     assert {"family": family.name, **counts} == {k: v for k, v in listed.items() if k not in ("title", "tested")}, counts
-    assert listed["tested"] == [*(TESTED_SMALL if name in zoo.SMALL else ()), "real size"]
+    both = ["both namings"] if name in diffusers_zoo.SMALL else []
+    assert listed["tested"] == [*(TESTED_SMALL if name in zoo.SMALL else ()), *both, "real size"]
     found = modules_of(network)
     for site in sites:
         module = found[site.places[0].path]
