@@ -21,15 +21,23 @@ def check(install: Install, pytest_arguments: list[str]) -> int:
             say(name)
             if subprocess.call([python, "-m", *arguments], cwd=folder):
                 failed.append(name)
-    # the second has ComfyUI's modules in its own process, where they own names such as ``nodes``
-    runs = [pytest_arguments] if pytest_arguments else [[], ["tests/comfyui/inside"]]
-    for arguments in runs:
+    for arguments in [pytest_arguments] if pytest_arguments else everything():
         name = " ".join(["pytest", *arguments])
         say(name)
-        if subprocess.call([python, "-m", "pytest", *arguments], cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}):
+        # with several workers, each has one core
+        threads = {"OMP_NUM_THREADS": "1"} if "-n" in arguments else {}
+        here = {**os.environ, "PYTHONUNBUFFERED": "1", **threads}
+        if subprocess.call([python, "-m", "pytest", *arguments], cwd=ROOT, env=here):
             failed.append(name)
     say(f"Failed: {', '.join(failed)}" if failed else "All checks passed")
     return 1 if failed else 0
+
+
+def everything() -> list[list[str]]:
+    """Arguments of each run of pytest: without ComfyUI, with one server for all, and with ComfyUI's modules in the process."""
+    workers = ["-n", str(min(4, os.cpu_count() or 1))]
+    served = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/comfyui/test_*.py"))
+    return [["tests/unit", *workers], [*served, "tests/browser"], ["tests/comfyui/inside", *workers]]
 
 
 def linters() -> list[tuple[str, list[str], Path]]:

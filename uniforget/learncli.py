@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import __version__, config, maskfile
-from .errors import SettingError
+from .errors import LearnError, SettingError
 from .learn import Progress as State
 from .learn import Settings, curve_csv, learn, shards
 from .maskset import MaskInfo
@@ -36,6 +37,10 @@ def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str 
     )
     kinds = target_kinds(values["targets"])
     lines = read_prompts(prompts) if prompts else neutral_prompts()
+    if importlib.util.find_spec("diffusers") is None:
+        raise LearnError(
+            "Learning from the command line needs the packages diffusers and transformers. Run: pip install diffusers transformers"
+        )
     from .hosts.diffusers import base_fingerprint
     from .hosts.pipeline import PipelineModel, load_pipeline
 

@@ -14,8 +14,11 @@ from launcher.errors import LauncherError
 
 
 def pytest_configure(config):
+    worker = getattr(config, "workerinput", {}).get("workerid", "")
+    if not worker and config.getoption("numprocesses", None):
+        return  # tests run in the workers, which have a ComfyUI and folders of their own
     try:
-        inside.load(Path(config.rootpath, ".cache", "inside"))
+        inside.load(Path(config.rootpath, ".cache", f"inside{worker}"))
     except LauncherError as error:
         raise pytest.UsageError(str(error)) from None
 
