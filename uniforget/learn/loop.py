@@ -98,7 +98,7 @@ class _Run:
             order = objective.batches
             assert isinstance(order, Order)
             first = self._resume(objective, order)
-            often = max(1, self.settings.steps // PROBES)
+            often = max(5, self.settings.steps // PROBES)
             measured = {1, self.soft_steps, self.settings.steps, *range(often, self.settings.steps, often)}
             for step in range(first, self.settings.steps):
                 before = self.generator.get_state(), list(order.left)
