@@ -79,5 +79,5 @@ def test_two_learning_prompts_queued_at_once(client, prompt):
 def test_an_unknown_word_is_named_with_its_node(client, prompt):
     text = next(i for i, n in prompt.items() if n["class_type"] == "CLIPTextEncode" and n["inputs"]["text"])
     prompt[text]["inputs"]["text"] = "photo of an elephant"
-    with pytest.raises(LauncherError, match="(?s)Memorized caption.*elephant"):
+    with pytest.raises(LauncherError, match=r"(?s)CLIPTextEncode \(node \d+\) failed.*elephant"):
         client.run(prompt)
