@@ -1,6 +1,6 @@
 """How fast learning is and what it keeps in memory, beside a straightforward scheme with two backward passes.
 
-    python -m bench.learn --json FILE [--repeats 5]
+    python -m bench.learn --json FILE [--repeats 3]
 
 Runs on the CPU. **The models** are diffusers' own classes, narrow but shaped like the real ones, with random weights: an SDXL-type
 UNet (three levels, transformer depths 0, 1 and 2, cross-attention to 77 tokens, GEGLU) at 32 x 32 latents, and a FLUX-type transformer (2
@@ -14,29 +14,32 @@ double and 4 single blocks, heads of 64) at 256 picture and 64 text tokens. N = 
 * ``trajectory``: ours, in its three memory modes; ``stepwise``: ours.
 
 ``seconds_per_step`` is the median over the updates, in turns with the others so that all see the same machine; ``peak_bytes`` is the peak
-of torch's CPU allocator over one update beyond what was there before, in a run of its own. The weights are not in it.
+of torch's CPU allocator over one update beyond what was there before, in a run of its own. The weights are not in it. The C library
+is told to keep freed memory, as CUDA's caching allocator does, else fresh pages from the system are part of every figure.
 """
 
 import argparse
+import ctypes
 import os
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from uniforget.gates import ALPHA, DELTA, GAMMA, INITIAL_LOGIT, ZETA, sparsity_loss
+from uniforget.gates import ALPHA, DELTA, GAMMA, INITIAL_LOGIT, ZETA, gated, sparsity_loss
 from uniforget.hosts.diffusers import find_modules
-from uniforget.learn import Settings, record_teacher
+from uniforget.learn import Settings, memory, record_teacher
 from uniforget.learn.loop import BETA_UNIT, _Run
 from uniforget.learn.objectives import OBJECTIVES
 from uniforget.maskset import MaskInfo
 
 from .common import allocated, machine, seconds, write_json
 
-N, BATCH, PROMPTS, REPEATS = 8, 2, 4, 5
+N, BATCH, PROMPTS, REPEATS = 8, 2, 4, 3
 
 
 class Bench:
@@ -118,14 +121,21 @@ class TwoBackward:
         self.optimizer = torch.optim.Adam(self.logits, lr=settings.learning_rate)
         self.noise: list[torch.Tensor] = []
         self.generator = torch.Generator().manual_seed(0)
-        self.handles = []
-        for i, site in enumerate(model.sites):
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> "TwoBackward":
+        for i, site in enumerate(self.model.sites):
             for place in site.places:
-                module = model.modules[place.path]
+                module = self.model.modules[place.path]
                 if place.axis == "in":
                     self.handles.append(module.register_forward_pre_hook(self._before(i, place)))
                 else:
                     self.handles.append(module.register_forward_hook(self._after(i, place)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
 
     def _gate(self, i, place, values):
         gate = (torch.sigmoid((self.noise[i] + self.logits[i]) / ALPHA) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
@@ -169,73 +179,71 @@ class TwoBackward:
             logit.grad = total + self.settings.beta * BETA_UNIT * own
         self.optimizer.step()
 
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
 
 class Ours:
     """One update of the product's own learning run."""
 
     def __init__(self, model: Bench, settings: Settings):
-        from uniforget.gates import gated
-
         info = MaskInfo(family=model.family.name, base="")
         self.run = _Run(model, settings, info, lambda p: None, None, 1)
-        factors: dict[str, torch.Tensor] = {}
-        self.context = gated(model.modules, model.sites, factors)
+        self.model, self.factors, self.step = model, dict[str, torch.Tensor](), 0
         bank = record_teacher(model, settings)
-        self.objective = OBJECTIVES[settings.objective](model, bank, settings, self.run.generator, factors)
-        self.context.__enter__()
-        if settings.memory == "auto":
-            from uniforget.learn import memory
+        self.objective = OBJECTIVES[settings.objective](model, bank, settings, self.run.generator, self.factors)
+        with self:
+            chain = N if settings.objective == "trajectory" else 1
+            self.objective.settle_memory(memory.free_bytes(model.sigmas.device), chain)
 
-            self.objective.settle_memory(memory.free_bytes(model.sigmas.device), N if settings.objective == "trajectory" else 1)
-        self.step = 0
+    def __enter__(self) -> "Ours":
+        self.context = gated(self.model.modules, self.model.sites, self.factors)
+        self.context.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.context.__exit__(None, None, None)
 
     def update(self) -> None:
         self.run._update(self.objective, self.step)
         self.step += 1
 
-    def remove(self) -> None:
-        self.context.__exit__(None, None, None)
+
+def keep_freed_memory() -> None:
+    """Let glibc hold freed memory for the next allocation (mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD); elsewhere nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 2**30)
+        mallopt(-1, 2**31 - 1)
 
 
 def measure(name: str, make: Callable[[], Bench], repeats: int) -> list[dict[str, Any]]:
     """One row per scheme for one model."""
     model = make()
     settings = Settings(batch=BATCH, noises=1, cfg=1.0, steps=1000, learning_rate=0.01)
-    schemes: list[tuple[str, str, Callable[[], Any]]] = [("two_backward", "", lambda: TwoBackward(model, settings))]
-    for objective, memory in (("trajectory", "keep"), ("trajectory", "step"), ("trajectory", "block"), ("stepwise", "keep")):
-        chosen = Settings(**{**vars(settings), "objective": objective, "memory": memory})
-        schemes.append((objective, memory, lambda chosen=chosen: Ours(model, chosen)))  # type: ignore[misc]
-    auto = Ours(model, Settings(**{**vars(settings), "objective": "trajectory"}))
-    auto.remove()
-    times: dict[int, list[float]] = {i: [] for i in range(len(schemes))}
+    schemes: list[tuple[str, str, Any]] = [("two_backward", "", TwoBackward(model, settings))]
+    for objective, mode in (("trajectory", "keep"), ("trajectory", "step"), ("trajectory", "block"), ("stepwise", "keep")):
+        schemes.append((objective, mode, Ours(model, replace(settings, objective=objective, memory=mode))))
+    auto = Ours(model, replace(settings, objective="trajectory")).objective.memory
     peaks = []
-    for i in range(len(schemes)):
-        scheme = schemes[i][2]()
-        scheme.update()
-        peaks.append(allocated(scheme.update)[0])
-        scheme.remove()
+    for _, _, scheme in schemes:
+        with scheme:
+            scheme.update()
+            peaks.append(allocated(scheme.update)[0])
+    times: dict[int, list[float]] = {i: [] for i in range(len(schemes))}
     for _ in range(repeats):
-        for i in range(len(schemes)):
-            scheme = schemes[i][2]()
-            scheme.update()  # warms up
-            times[i].append(seconds(scheme.update))
-            scheme.remove()
+        for i, (_, _, scheme) in enumerate(schemes):
+            with scheme:
+                times[i].append(seconds(scheme.update))
     return [
         {
             "family": name,
             "objective": objective,
-            "memory": memory,
-            "chosen_by_auto": objective == "trajectory" and memory == auto.objective.memory,
+            "memory": mode,
+            "chosen_by_auto": objective == "trajectory" and mode == auto,
             "batch": BATCH,
             "steps": N,
             "seconds_per_step": statistics.median(times[i]),
             "peak_bytes": peaks[i],
         }
-        for i, (objective, memory, _) in enumerate(schemes)
+        for i, (objective, mode, _) in enumerate(schemes)
     ]
 
 
@@ -263,6 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=REPEATS, help="updates timed per row (default %(default)s)")
     options = parser.parse_args(arguments)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks about devices
+    keep_freed_memory()
     rows, summary = [], {}
     for name, make in (("sdxl", sdxl), ("flux", flux)):
         found = measure(name, make, options.repeats)
