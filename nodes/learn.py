@@ -18,6 +18,7 @@ from ..uniforget import __version__, config
 from ..uniforget.errors import SettingError
 from ..uniforget.hosts import comfy as host
 from ..uniforget.learn import Progress, Settings, curve_csv
+from ..uniforget.learn.overflow import Overflow
 from ..uniforget.maskset import MaskInfo
 from ..uniforget.prompts import neutral_prompts, parse_prompts, prompts_hash
 from ..uniforget.sites import target_kinds
@@ -83,8 +84,10 @@ class LearnMask(io.ComfyNode):
             version=__version__,
         )
         encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
+        folder = Path(folder_paths.get_output_directory(), "uniforget")
+        store = Overflow(folder / "unfinished")
         negative = encode("")
-        positive = [encode(p) for p in prompts]
+        positive = [store.keep(encode(p)) for p in prompts]
         latent = empty_latent(model, values["width"], values["height"])
         # Only what is learned on stays on the device.
         comfy.model_management.unload_all_models()
@@ -105,7 +108,6 @@ class LearnMask(io.ComfyNode):
             bar.update_absolute(LOOKING + progress.step, total, preview)
 
         chosen = [site for site in sites if site.kind in kinds]
-        folder = Path(folder_paths.get_output_directory(), "uniforget")
         result = host.learn_mask(model, chosen, positive, negative, latent, sigmas, settings, info, report, folder / "unfinished")
         logging.info("UniForget: %s", result.mask.summary())
         picture = torch.from_numpy(_array(curve_picture(result.curve, settings.steps)))[None]

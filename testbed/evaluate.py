@@ -97,8 +97,8 @@ def sampler(transformer, encoder, tokenizer):
     return run
 
 
-def _learn(transformer, encoder, tokenizer, preset, seed):
-    """The mask that the demo workflow learns with this preset."""
+def learned(transformer, encoder, tokenizer, preset, seed):
+    """What the demo workflow learns with this preset: a :class:`uniforget.learn.Result`."""
     from uniforget.config import LEARN, PRESETS
     from uniforget.learn import Settings, learn
     from uniforget.maskset import MaskInfo
@@ -109,7 +109,7 @@ def _learn(transformer, encoder, tokenizer, preset, seed):
     info = MaskInfo(
         family="sd3", base="", method="stepwise", beta=PRESETS[preset], preset=preset, targets=("ffn", "norm"), seed=seed
     )
-    return learn(model, Settings(beta=PRESETS[preset], batch=24, seed=seed), info).mask
+    return learn(model, Settings(beta=PRESETS[preset], batch=24, seed=seed), info)
 
 
 def main(argv=None):
@@ -129,7 +129,7 @@ def main(argv=None):
         from uniforget.hosts.diffusers import fold_
         from uniforget.maskfile import load
 
-        mask = load(args.mask) if args.mask else _learn(transformer, encoder, tokenizer, args.preset, args.seed)
+        mask = load(args.mask) if args.mask else learned(transformer, encoder, tokenizer, args.preset, args.seed).mask
         fold_(transformer, mask, args.strength)
         extra = {"off": mask.sparsity(), "learn_seconds": mask.info.learn_seconds, "strength": args.strength}
     figures = extra | evaluate(sampler(transformer, encoder, tokenizer), seeds=args.seeds)

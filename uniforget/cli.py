@@ -75,6 +75,43 @@ def families(as_json: Json = False) -> None:
     Console().print(table)
 
 
+@app.command()
+def estimate(
+    model: Annotated[str, typer.Argument(help="sd1, sdxl, flux, or all of them.")] = "all",
+    vram: Annotated[str, typer.Option(help="Of the cards, in GB, with commas: 8,12,16,24.")] = "8,12,16,24",
+    tflops: Annotated[
+        float | None, typer.Option(help="Your card's peak for bf16, instead of the listed card's.", min=0.1)
+    ] = None,
+    objective: Annotated[str, typer.Option(help=LEARN["objective"].tooltip)] = LEARN["objective"].default,
+    width: Annotated[int, typer.Option(help=LEARN["width"].tooltip)] = LEARN["width"].default,
+    height: Annotated[int, typer.Option(help=LEARN["height"].tooltip)] = LEARN["height"].default,
+    batch: Annotated[int, typer.Option(help=LEARN["batch"].tooltip)] = LEARN["batch"].default,
+    steps: Annotated[int, typer.Option(help=LEARN["steps"].tooltip)] = LEARN["steps"].default,
+    sampling_steps: Annotated[int, typer.Option(help=LEARN["sampling_steps"].tooltip)] = LEARN["sampling_steps"].default,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what learning needs in VRAM and minutes, from shapes alone. Nothing is loaded or run."""
+    from . import estimate as engine
+
+    values = {"width": width, "height": height, "batch": batch, "steps": steps, "sampling_steps": sampling_steps}
+    values = {name: LEARN[name].check(value) for name, value in values.items()}
+    names = list(engine.MODELS) if model == "all" else [model]
+    cards = engine.cards(vram, tflops)
+    found = engine.estimate(names, cards, objective=LEARN["objective"].check(objective), **values)
+    if as_json:
+        print(json.dumps(engine.as_json(found), indent=2))
+        return
+    if markdown:
+        print(engine.markdown(found))
+        return
+    head, *body = engine.rows(found)
+    table = Table(*head, caption=engine.ASSUMED)
+    for line in body:
+        table.add_row(*line)
+    Console().print(table)
+
+
 def _option(param: Param, *flags: str) -> Any:
     """The command line option of a setting, with its default, range and help."""
     choices = f" One of: {', '.join(param.choices)}." if param.choices else ""

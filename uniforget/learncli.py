@@ -45,12 +45,13 @@ def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str 
     from .hosts.pipeline import PipelineModel, load_pipeline
 
     shards.join()
+    unfinished = output.parent / ".uniforget-unfinished"
     try:
         place = _device(device)
         pipe = load_pipeline(model, DTYPES[dtype], values["config"])
         loaded = PipelineModel(
             pipe, lines, steps=values["sampling_steps"], width=values["width"], height=values["height"], kinds=kinds,
-            cfg=settings.cfg, device=place,
+            cfg=settings.cfg, device=place, folder=unfinished,
         )  # fmt: skip
         info = MaskInfo(
             family=loaded.family.name,
@@ -65,7 +66,7 @@ def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str 
             version=__version__,
         )
         with _Report(settings.steps, values["tensorboard"]) as report:
-            result = learn(loaded, settings, info, report, output.parent / ".uniforget-unfinished")
+            result = learn(loaded, settings, info, report, unfinished)
         if shards.rank():
             return None
         maskfile.save(result.mask, output)

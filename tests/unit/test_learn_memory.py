@@ -52,13 +52,13 @@ def kept_bytes(model, block):
         run = lambda: model.denoise(x, torch.full((4,), 0.5), [0, 1, 2, 3])  # noqa: E731
         if not block:
             return memory.saved_bytes(run, model.transformer.parameters())
-        with memory.checkpointed(memory.blocks_of(model)):
+        with memory.checkpointed(memory.blocks_in(model.modules, model.sites)):
             return memory.saved_bytes(run, model.transformer.parameters())
 
 
 def test_blocks_keep_far_less():
     model = TinyModel()
-    assert list(memory.blocks_of(model)) == ["transformer_blocks.0", "transformer_blocks.1"]
+    assert list(memory.blocks_in(model.modules, model.sites)) == ["transformer_blocks.0", "transformer_blocks.1"]
     assert 0 < kept_bytes(model, block=True) < kept_bytes(model, block=False) / 2
 
 
@@ -67,7 +67,7 @@ def test_a_replaced_forward_comes_back():
     block = model.modules["transformer_blocks.0"]
     own = block.forward
     block.forward = own
-    with memory.checkpointed(memory.blocks_of(model)):
+    with memory.checkpointed(memory.blocks_in(model.modules, model.sites)):
         assert block.forward is not own
     assert block.__dict__["forward"] is own and "forward" not in model.modules["transformer_blocks.1"].__dict__
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..detect import detect
 from ..errors import LearnError
+from ..learn.overflow import Overflow
 from .diffusers import find_modules
 from .listener import Listener, Step, denoiser, distance, growth, join, joinable, moved, row
 
@@ -143,6 +144,7 @@ class PipelineModel:
             prediction is up to the learning settings.
         device: where to learn; None: where the pipeline is.
         report: called after each prompt that was encoded, with how many are done and how many there are; may raise to cancel.
+        folder: where encodings go that are too many for memory; None: all stay in memory.
         call: further arguments of the pipeline's own call, such as ``max_sequence_length``.
 
     Raises:
@@ -162,6 +164,7 @@ class PipelineModel:
         cfg: float | None = None,
         device: torch.device | str | None = None,
         report: Callable[[int, int], None] = lambda done, count: None,
+        folder: Path | None = None,
         **call: Any,
     ):
         if not prompts:
@@ -176,6 +179,7 @@ class PipelineModel:
         listener = Listener(pipe, cfg, size | call)
         self._fault, self._latents = listener.fault, listener.latents
         self.prompts = len(prompts)
+        self._store = Overflow(folder)
         self.device = torch.device(device) if device is not None else pipe.device
         self.denoiser.eval().requires_grad_(False)
 
@@ -219,7 +223,7 @@ class PipelineModel:
         """The part of a call that stays the same for all latents and noise levels, on the CPU."""
         if call.keys() - {self._latents, self._time} != self._grows.keys():
             raise self._fault("other prompts make it hand over other arguments")
-        return moved({name: call[name] for name in self._grows}, "cpu")
+        return self._store.keep(moved({name: call[name] for name in self._grows}, "cpu"))
 
     def _negative(self, listener: Listener, prompt: str, negative: str | None) -> dict[str, Any]:
         """What a guided step asks for beside the prompt itself."""

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..sites import Site
 from .inplace import OutOfPlace
-from .model import Model
 
 MODES = ("auto", "keep", "step", "block")
 # A transformer block's path, in every family and both namings: the innermost numbered entry of a row of blocks.
 _BLOCK = re.compile(r".*(?:blocks|layers|refiner)\.\d+(?=\.)")
+# Convolutional blocks of UNets in diffusers and in ComfyUI: no sites, but most of the activations.
+_CONVOLUTIONAL = ("ResnetBlock2D", "ResBlock")
 # Room for what is not saved for backward: temporaries, the optimizer, the allocator's slack.
 SLACK = 1.3
 
 
-def blocks_of(model: Model) -> dict[str, nn.Module]:
-    """Path -> transformer block that holds sites."""
-    found = {}
-    for site in model.sites:
+def blocks_in(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> dict[str, nn.Module]:
+    """Path -> block worth re-computing: transformer blocks that hold sites, and convolutional blocks of UNets."""
+    found = {path: module for path, module in modules.items() if type(module).__name__ in _CONVOLUTIONAL}
+    for site in sites:
         for place in site.places:
             match = _BLOCK.match(place.path)
             if match:
-                found[match.group()] = model.modules[match.group()]
+                found[match.group()] = modules[match.group()]
     return found
 
 
@@ -62,16 +64,16 @@ def checkpointed(blocks: Mapping[str, nn.Module]) -> Iterator[None]:
                 block.forward = own
 
 
-def saved_bytes(run: Callable[[], object], parameters: Iterator[torch.Tensor]) -> int:
+def saved_bytes(run: Callable[[], object], parameters: Iterable[torch.Tensor]) -> int:
     """Bytes that `run` keeps for a backward pass, beside the model's own weights."""
-    seen = {p.untyped_storage().data_ptr() for p in parameters}
+    seen = {p.untyped_storage()._cdata for p in parameters}
     total = 0
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal total
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
             total += storage.nbytes()
         return tensor
 

@@ -59,7 +59,11 @@ class Objective(ABC):
 
     def saving(self) -> AbstractContextManager[None]:
         """The context in which forward passes with a gradient run."""
-        return memory.checkpointed(memory.blocks_of(self.model)) if self.memory == "block" else nullcontext()
+        return (
+            memory.checkpointed(memory.blocks_in(self.model.modules, self.model.sites))
+            if self.memory == "block"
+            else nullcontext()
+        )
 
     def settle_memory(self, free: int, chain: int) -> None:
         """Replace "auto" by what fits, from what one step of one row keeps. `chain`: steps that one backward pass spans."""

@@ -130,7 +130,9 @@ def _shape(site: Site) -> tuple[int, ...]:
 def columns(module: nn.Module, inputs: int, device: torch.device) -> torch.Tensor:
     """The module's weight (out, inputs) as it computes with it, whatever format it is stored in."""
     weight = getattr(module, "weight", None)
-    if type(weight) is nn.Parameter and weight.is_floating_point() and weight.element_size() > 1 and weight.device == device:
+    plain = type(weight) is nn.Parameter and weight.is_floating_point() and weight.element_size() > 1 and weight.device == device
+    # With little memory ComfyUI patches a weight whenever it is used.
+    if plain and not getattr(module, "weight_function", None):
         return weight.float()
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     zero = module(torch.zeros(1, inputs, device=device, dtype=dtype)).float()

@@ -37,6 +37,12 @@ class Bank:
     final_scale: float
 
 
+def trajectories(settings: Settings, prompts: int) -> int:
+    """How many trajectories of the teacher are recorded: every prompt equally often."""
+    noises = settings.noises or max(1, math.ceil(min(512, settings.steps * settings.batch) / prompts))
+    return noises * prompts
+
+
 @torch.no_grad()
 def record_teacher(
     model: Model,
@@ -52,8 +58,8 @@ def record_teacher(
     Args:
         folder: where large recordings are kept; one that is there already under `key` is used again.
     """
-    noises = settings.noises or max(1, math.ceil(min(512, settings.steps * settings.batch) / model.prompts))
-    which = [p for _ in range(noises) for p in range(model.prompts)]
+    count = trajectories(settings, model.prompts)
+    which = [i % model.prompts for i in range(count)]
     steps = len(model.sigmas) - 1
     shape = model.initial(1, torch.Generator().manual_seed(0)).shape[1:]
     names = ["states", "positive", *([] if settings.cfg == 1.0 else ["negative"])]

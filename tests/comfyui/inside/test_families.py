@@ -1,7 +1,5 @@
 """Every model family on ComfyUI's own classes: exact folding, right gradients, living sites, real sizes, learning."""
 
-from types import SimpleNamespace
-
 import comfy.model_management
 import comfy.samplers
 import pytest
@@ -222,7 +220,7 @@ def test_recomputing_blocks_gives_the_same_gradient(name):
         generator = torch.Generator().manual_seed(5)
         gates = {s.name: (0.3 + 0.6 * torch.rand(s.units, generator=generator)).requires_grad_() for s in sites}
         found = []
-        for blocks in ({}, memory.blocks_of(SimpleNamespace(sites=sites, modules=modules(model)))):
+        for blocks in ({}, memory.blocks_in(modules(model), sites)):
             with gated(modules(model), sites, gates), differentiable(), memory.checkpointed(blocks):
                 loss = model.apply_model(x, sigma, **conditions, transformer_options={}).square().sum()
                 found.append(torch.cat(torch.autograd.grad(loss, list(gates.values()))))

@@ -1,0 +1,294 @@
+"""``uniforget estimate``: what learning needs on a card, from shapes alone. No model is loaded and nothing is run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import LearnError, SettingError
+from .learn.footprint import Footprint, footprint, on_meta
+from .learn.memory import SLACK
+from .learn.model import Settings
+from .learn.teacher import trajectories
+from .prompts import neutral_prompts
+from .sites import target_kinds
+
+GIB = 2**30
+# What the card's driver, CUDA's context and the desktop hold.
+RESERVED = 1.0
+# Share of the peak rate that whole models reach, and what weights from main memory arrive with (bytes per second).
+UTILIZATION, STREAM = 0.4, 12e9
+
+
+@dataclass(frozen=True)
+class Card:
+    """A graphics card: GiB of memory, and peak TFLOPS of bf16 matrix products with fp32 sums, without sparsity (NVIDIA's papers)."""
+
+    name: str
+    memory: float
+    tflops: float
+
+
+CARDS = (
+    Card("RTX 4060", 8, 30.2),
+    Card("RTX 3060", 12, 25.4),
+    Card("RTX 4060 Ti", 16, 44.1),
+    Card("RTX 3090", 24, 71.2),
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model: diffusers' class and settings, and what it is called with.
+
+    Attributes:
+        cfg: the guidance that it is used with; 1 where guidance is an input or none.
+        latent: shape of a latent for a picture's width and height, without the batch.
+        call: prediction for a network, latents (n, ...) and n.
+    """
+
+    title: str
+    kind: str
+    config: dict[str, Any]
+    cfg: float
+    latent: Callable[[int, int], tuple[int, ...]]
+    call: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta", dtype=torch.bfloat16)
+
+
+def _unet(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    n, width = len(x), network.config.cross_attention_dim
+    more = {"added_cond_kwargs": {"text_embeds": _empty(n, 1280), "time_ids": _empty(n, 6)}} if width == 2048 else {}
+    return network(sample=x, timestep=_empty(n), encoder_hidden_states=_empty(n, 77, width), return_dict=False, **more)[0]
+
+
+def _flux(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    n, text = len(x), 512
+    given = {"encoder_hidden_states": _empty(n, text, 4096), "pooled_projections": _empty(n, 768), "timestep": _empty(n)}
+    given |= {"img_ids": _empty(x.shape[1], 3), "txt_ids": _empty(text, 3), "guidance": _empty(n)}
+    return network(hidden_states=x, return_dict=False, **given)[0]
+
+
+def _pixels(channels: int) -> Callable[[int, int], tuple[int, ...]]:
+    return lambda width, height: (channels, height // 8, width // 8)
+
+
+MODELS = {
+    "sd1": Published("Stable Diffusion 1.5", "UNet2DConditionModel", {"cross_attention_dim": 768}, 3.0, _pixels(4), _unet),
+    "sdxl": Published(
+        "SDXL base",
+        "UNet2DConditionModel",
+        {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": (5, 10, 20),
+            "transformer_layers_per_block": (1, 2, 10),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        3.0,
+        _pixels(4),
+        _unet,
+    ),
+    "flux": Published(
+        "FLUX.1-dev",
+        "FluxTransformer2DModel",
+        {"guidance_embeds": True},
+        1.0,
+        lambda width, height: (math.ceil(width / 16) * math.ceil(height / 16), 64),
+        _flux,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What learning with some settings needs on a card. Sizes in GiB.
+
+    Attributes:
+        fits: whether it can run at all; else the other figures are those of the smallest try.
+        weights: "bf16", "fp8", or "streamed": fp8 in main memory, block by block to the card (ComfyUI only).
+        memory, batch: the memory mode and the batch that fit, the largest batch first.
+        vram: weights on the card + activations, without what is reserved.
+        minutes: of the whole learning; ``teacher_minutes``: of watching the model, which is part of it.
+    """
+
+    model: str
+    objective: str
+    card: str
+    card_memory: float
+    fits: bool
+    weights: str
+    memory: str
+    batch: int
+    vram: float
+    weights_bytes: int
+    activation_bytes: int
+    tflop: float
+    teacher_minutes: float
+    minutes: float
+
+
+class Estimator:
+    """Counts a model's passes once per batch, and then asks any card.
+
+    Raises:
+        SettingError: no such model.
+        LearnError: diffusers is not installed.
+    """
+
+    def __init__(self, name: str, width: int, height: int, targets: str = "ffn + norm"):
+        if name not in MODELS:
+            raise SettingError(f"Model {name!r}: expected one of {', '.join(MODELS)}.")
+        try:
+            import diffusers
+        except ModuleNotFoundError as error:
+            raise LearnError("Estimating needs the package diffusers. Run: pip install diffusers") from error
+        from .hosts.diffusers import find_modules
+
+        self.name, self.model = name, MODELS[name]
+        with on_meta(torch.bfloat16):
+            self.network = getattr(diffusers, self.model.kind)(**self.model.config).eval().requires_grad_(False)
+        _, sites, self.modules = find_modules(self.network)
+        self.sites = [s for s in sites if s.kind in target_kinds(targets)]
+        self.shape = self.model.latent(width, height)
+        self.weights = sum(p.numel() for p in self.network.parameters())
+        self.prompts = len(neutral_prompts())
+        self.one = self._count(1)
+
+    def _count(self, rows: int) -> Footprint:
+        return footprint(
+            self.network, self.modules, self.sites, _empty(rows, *self.shape), lambda x: self.model.call(self.network, x)
+        )
+
+    def ask(self, card: Card, settings: Settings, sampling_steps: int) -> Estimate:
+        """The largest batch, up to the settings', and the fastest way of spending memory that fits on `card`."""
+        room = (card.memory - RESERVED) * GIB
+        modes = {"scores": ("keep",), "stepwise": ("keep", "block"), "trajectory": ("keep", "step", "block")}[settings.objective]
+        formats = {"bf16": 2 * self.weights, "fp8": self.weights, "streamed": self.weights // 10}
+        batch, found = settings.batch, None
+        while found is None:
+            for weights, size in formats.items():
+                # Weights that are fetched anew for every pass would all be kept for the backward pass, but for a block at a time.
+                for mode in modes[-1:] if weights == "streamed" else modes:
+                    if found is None and size + self.activations(settings.objective, mode, batch, sampling_steps) < room:
+                        found = weights, mode
+            if found or batch == 1:
+                break
+            batch //= 2
+        weights, mode = found or ("streamed", modes[-1])
+        activations = self.activations(settings.objective, mode, batch, sampling_steps)
+        teacher, learning, passes = self.work(replace(settings, batch=batch), mode, sampling_steps)
+        rate = card.tflops * 1e12 * UTILIZATION
+        stream = self.weights / STREAM if weights == "streamed" else 0.0
+        teacher_seconds = teacher / rate + passes[0] * stream
+        seconds = teacher_seconds + learning / rate + passes[1] * stream
+        return Estimate(
+            self.name, settings.objective, card.name, card.memory, found is not None, weights, mode, batch,
+            (formats[weights] + activations) / GIB, formats[weights], activations, (teacher + learning) / 1e12,
+            teacher_seconds / 60, seconds / 60,
+        )  # fmt: skip
+
+    def activations(self, objective: str, mode: str, batch: int, sampling_steps: int) -> int:
+        """Bytes beside the weights while learning, with room for what an allocator wastes."""
+        one, rows = self.one, batch * (1 if self.model.cfg == 1 else 2)
+        if objective == "scores":
+            each = one.forward_bytes
+        elif mode == "block":
+            each = one.block_bytes
+        else:
+            chain = sampling_steps if objective == "trajectory" and mode == "keep" else 1
+            each = one.peak_bytes + (chain - 1) * one.saved_bytes
+        return round(each * rows * SLACK)
+
+    def work(self, settings: Settings, mode: str, sampling_steps: int) -> tuple[int, int, tuple[int, int]]:
+        """FLOPs of watching the teacher and of learning, and how often the weights are passed through in both."""
+        branches = 1 if self.model.cfg == 1 else 2
+        forward, backward = self.one.forward_flops * branches, self.one.backward_flops * branches
+        again = forward if mode == "block" else 0
+        if settings.objective == "scores":
+            looks = self.prompts * sampling_steps
+            return 0, looks * forward, (0, math.ceil(looks / settings.batch))
+        recorded = trajectories(settings, self.prompts) * sampling_steps
+        teacher_passes = math.ceil(recorded / settings.batch)
+        chain = sampling_steps if settings.objective == "trajectory" else 1
+        if settings.objective == "trajectory" and mode != "keep":
+            again += forward * (sampling_steps - 1) // sampling_steps
+        updates = settings.steps * chain
+        learning = updates * settings.batch * (forward + backward + again)
+        return recorded * forward, learning, (teacher_passes, updates * (3 if again else 2))
+
+
+def estimate(
+    names: list[str], cards: list[Card], objective: str, width: int, height: int, batch: int, steps: int, sampling_steps: int
+) -> list[Estimate]:
+    """Estimates for every model and card; each model's guidance is the one that it is used with."""
+    found = []
+    for name in names:
+        model = Estimator(name, width, height)
+        settings = Settings(objective=objective, batch=batch, steps=steps, cfg=model.model.cfg)
+        found += [model.ask(card, settings, sampling_steps) for card in cards]
+    return found
+
+
+def rows(found: list[Estimate]) -> list[list[str]]:
+    """Title row and one row of words per estimate."""
+    table = [["model", "card", "weights", "memory", "batch", "VRAM", "learning takes"]]
+    for e in found:
+        if not e.fits:
+            words = [f"does not fit: {e.vram:.1f} GiB at batch 1", "", "", "", ""]
+        else:
+            minutes = f"{e.minutes:.0f} min" if e.minutes < 100 else f"{e.minutes / 60:.1f} h"
+            words = [e.weights, e.memory, str(e.batch), f"{e.vram:.1f} GiB", minutes]
+        table.append([MODELS[e.model].title, f"{e.card} {e.card_memory:g} GB", *words])
+    return table
+
+
+def markdown(found: list[Estimate]) -> str:
+    """The table as it stands in docs/learning.md."""
+    head, *body = rows(found)
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def as_json(found: list[Estimate]) -> list[dict[str, Any]]:
+    """One object per estimate."""
+    return [asdict(e) for e in found]
+
+
+def cards(memory: str, tflops: float | None) -> list[Card]:
+    """The cards that a list such as "8,12" names, as fast as the listed card of that size or the next smaller one.
+
+    Raises:
+        SettingError: it is not a list of sizes.
+    """
+    found = []
+    for word in memory.split(","):
+        try:
+            size = float(word)
+        except ValueError:
+            size = 0.0
+        if not 1 <= size <= 1024:
+            raise SettingError(f"--vram: expected sizes in GB with commas, such as 8,12,16,24; found {memory!r}.")
+        like = max((c for c in CARDS if c.memory <= size), key=lambda c: c.memory, default=CARDS[0])
+        name = like.name if like.memory == size and tflops is None else "a card of"
+        found.append(Card(name, size, tflops or like.tflops))
+    return found
+
+
+ASSUMED = (
+    f"From shapes; no GPU was measured. {RESERVED:g} GiB kept free, {SLACK:g} times the counted activations, {UTILIZATION:.0%} of the "
+    f"card's peak, {STREAM / 1e9:g} GB/s from main memory. Text encoders run before, not counted."
+)
