@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from .errors import LearnError, SettingError
 from .learn.footprint import Footprint, footprint, on_meta
@@ -57,20 +56,20 @@ class Published:
     config: dict[str, Any]
     cfg: float
     latent: Callable[[int, int], tuple[int, ...]]
-    call: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    call: Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 def _empty(*shape: int) -> torch.Tensor:
     return torch.empty(shape, device="meta", dtype=torch.bfloat16)
 
 
-def _unet(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _unet(network: Any, x: torch.Tensor) -> torch.Tensor:
     n, width = len(x), network.config.cross_attention_dim
     more = {"added_cond_kwargs": {"text_embeds": _empty(n, 1280), "time_ids": _empty(n, 6)}} if width == 2048 else {}
     return network(sample=x, timestep=_empty(n), encoder_hidden_states=_empty(n, 77, width), return_dict=False, **more)[0]
 
 
-def _flux(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _flux(network: Any, x: torch.Tensor) -> torch.Tensor:
     n, text = len(x), 512
     given = {"encoder_hidden_states": _empty(n, text, 4096), "pooled_projections": _empty(n, 768), "timestep": _empty(n)}
     given |= {"img_ids": _empty(x.shape[1], 3), "txt_ids": _empty(text, 3), "guidance": _empty(n)}

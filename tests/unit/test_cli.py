@@ -1,15 +1,20 @@
 """The command line, as a user runs it."""
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
 from uniforget import load
+from uniforget.cli import main
 from uniforget.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,8 +24,19 @@ def run(*arguments):
     return subprocess.run([sys.executable, "-m", "uniforget", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
+def here(*arguments):
+    """The same without a new process, which has to import everything first."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with mock.patch.object(sys, "argv", ["uniforget", *arguments]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
 def test_families_as_json():
-    done = run("families", "--json")
+    done = here("families", "--json")
     assert done.returncode == 0, done.stderr
     entries = {entry["name"]: entry for entry in json.loads(done.stdout)}
     assert list(entries) == [family.name for family in FAMILIES]
@@ -34,13 +50,13 @@ def test_families_as_json():
 
 
 def test_families_as_a_table():
-    done = run("families")
+    done = here("families")
     assert done.returncode == 0 and "FLUX.1 dev" in done.stdout and "933,888" in done.stdout.replace("\n", "")
 
 
 def test_version_and_wrong_usage():
-    assert json.loads(run("version", "--json").stdout)["version"]
-    wrong = run("familys")
+    assert json.loads(here("version", "--json").stdout)["version"]
+    wrong = here("familys")
     assert wrong.returncode == 2 and "familys" in wrong.stderr
 
 
@@ -64,7 +80,7 @@ def learning(folder, output, *more):
 
 
 def test_learn_saves_a_mask_that_names_where_it_came_from(folder, tmp_path):
-    done = run(*learning(folder, tmp_path / "mask.safetensors", "--json", "--curve", str(tmp_path / "curve.csv")))
+    done = here(*learning(folder, tmp_path / "mask.safetensors", "--json", "--curve", str(tmp_path / "curve.csv")))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     mask = load(tmp_path / "mask.safetensors")
@@ -76,16 +92,16 @@ def test_learn_saves_a_mask_that_names_where_it_came_from(folder, tmp_path):
 
 def test_accelerate_launch_gives_the_same_mask(folder, tmp_path):
     """Two processes, as ``accelerate launch`` starts them."""
-    one = run(*learning(folder, tmp_path / "one.safetensors", "--seed", "3"))
+    one = here(*learning(folder, tmp_path / "one.safetensors", "--seed", "3"))
     assert one.returncode == 0, one.stderr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    here = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-m", "uniforget", *learning(folder, tmp_path / "two.safetensors", "--seed", "3")]
     children = [
         subprocess.Popen(
-            arguments, cwd=ROOT, env={**here, "RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+            arguments, cwd=ROOT, env={**environment, "RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE, stdout=subprocess.PIPE
         )
         for r in "01"
     ]
@@ -103,5 +119,5 @@ def test_wrong_inputs_are_one_line_and_exit_code_1(folder, tmp_path):
         (learning(folder, tmp_path / "m.bin"), ".safetensors"),
         (learning(folder, tmp_path / "m.safetensors", "--targets", "heads"), "'heads'"),
     ):
-        done = run(*arguments)
+        done = here(*arguments)
         assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -78,7 +78,7 @@ def _fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **
 def fused_attention() -> Iterator[None]:
     """Within it, attention is as GPUs run it: without the matrix of all pairs of tokens."""
     before = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = _fused
+    F.scaled_dot_product_attention = _fused  # type: ignore[assignment]
     try:
         yield
     finally:

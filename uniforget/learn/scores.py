@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -129,10 +130,10 @@ def _shape(site: Site) -> tuple[int, ...]:
 @torch.no_grad()
 def columns(module: nn.Module, inputs: int, device: torch.device) -> torch.Tensor:
     """The module's weight (out, inputs) as it computes with it, whatever format it is stored in."""
-    weight = getattr(module, "weight", None)
-    plain = type(weight) is nn.Parameter and weight.is_floating_point() and weight.element_size() > 1 and weight.device == device
+    weight: Any = getattr(module, "weight", None)
     # With little memory ComfyUI patches a weight whenever it is used.
-    if plain and not getattr(module, "weight_function", None):
+    stored = type(weight) is nn.Parameter and not getattr(module, "weight_function", None)
+    if stored and weight.is_floating_point() and weight.element_size() > 1 and weight.device == device:
         return weight.float()
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     zero = module(torch.zeros(1, inputs, device=device, dtype=dtype)).float()

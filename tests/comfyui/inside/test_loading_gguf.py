@@ -22,6 +22,7 @@ from uniforget_pack.uniforget.hosts.comfy import apply_mask, base_fingerprint
 
 import nodes
 from tests.comfyui.inside import zoo
+from tests.comfyui.inside.test_learn_loading import agreement, learn
 from tests.comfyui.inside.ways import CPU, difference, files, holds, random_mask, run
 
 __all__ = ["files"]
@@ -240,3 +241,19 @@ def test_gguf_is_not_saved_with_or_without_a_mask(city96, files):
     for patcher in (model, apply_mask(model, random_mask(model))):
         with pytest.raises(NotImplementedError, match="meta tensor"):
             merging.ModelSave().save(patcher, filename_prefix="diffusion_models/forgotten")
+
+
+@pytest.mark.parametrize("objective", ["stepwise", "scores"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_learning_on_gguf(city96, files, kind, objective):
+    """The mask is that of a model whose weights are the very numbers that are unpacked."""
+    (files.at / "diffusion_models").mkdir()
+    write_gguf(files.at / "diffusion_models" / "small.gguf", kind)
+    model = run(city96["UnetLoaderGGUF"], unet_name="small.gguf")
+    management.load_models_gpu([model])
+    before = zoo.predict(NAME, model.model)
+    wanted = learn(unpacked(model), objective=objective)
+    found = learn(model, objective=objective)
+    assert agreement(found.mask, wanted.mask) > 0.97 and 0 < wanted.mask.off_share() < 1
+    management.load_models_gpu([model])
+    assert torch.equal(zoo.predict(NAME, model.model), before)
