@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
-from .errors import LearnError, SettingError
-from .learn.footprint import Footprint, footprint, on_meta
+from .errors import SettingError
+from .hosts.published import MODELS, empty
+from .learn.footprint import Footprint, footprint
 from .learn.memory import SLACK
 from .learn.model import Settings
 from .learn.teacher import trajectories
@@ -39,77 +37,6 @@ CARDS = (
     Card("RTX 4060 Ti", 16, 44.1),
     Card("RTX 3090", 24, 71.2),
 )
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published model: diffusers' class and settings, and what it is called with.
-
-    Attributes:
-        cfg: the guidance that it is used with; 1 where guidance is an input or none.
-        latent: shape of a latent for a picture's width and height, without the batch.
-        call: prediction for a network, latents (n, ...) and n.
-    """
-
-    title: str
-    kind: str
-    config: dict[str, Any]
-    cfg: float
-    latent: Callable[[int, int], tuple[int, ...]]
-    call: Callable[[Any, torch.Tensor], torch.Tensor]
-
-
-def _empty(*shape: int) -> torch.Tensor:
-    return torch.empty(shape, device="meta", dtype=torch.bfloat16)
-
-
-def _unet(network: Any, x: torch.Tensor) -> torch.Tensor:
-    n, width = len(x), network.config.cross_attention_dim
-    more = {"added_cond_kwargs": {"text_embeds": _empty(n, 1280), "time_ids": _empty(n, 6)}} if width == 2048 else {}
-    return network(sample=x, timestep=_empty(n), encoder_hidden_states=_empty(n, 77, width), return_dict=False, **more)[0]
-
-
-def _flux(network: Any, x: torch.Tensor) -> torch.Tensor:
-    n, text = len(x), 512
-    given = {"encoder_hidden_states": _empty(n, text, 4096), "pooled_projections": _empty(n, 768), "timestep": _empty(n)}
-    given |= {"img_ids": _empty(x.shape[1], 3), "txt_ids": _empty(text, 3), "guidance": _empty(n)}
-    return network(hidden_states=x, return_dict=False, **given)[0]
-
-
-def _pixels(channels: int) -> Callable[[int, int], tuple[int, ...]]:
-    return lambda width, height: (channels, height // 8, width // 8)
-
-
-MODELS = {
-    "sd1": Published("Stable Diffusion 1.5", "UNet2DConditionModel", {"cross_attention_dim": 768}, 3.0, _pixels(4), _unet),
-    "sdxl": Published(
-        "SDXL base",
-        "UNet2DConditionModel",
-        {
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "attention_head_dim": (5, 10, 20),
-            "transformer_layers_per_block": (1, 2, 10),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        3.0,
-        _pixels(4),
-        _unet,
-    ),
-    "flux": Published(
-        "FLUX.1-dev",
-        "FluxTransformer2DModel",
-        {"guidance_embeds": True},
-        1.0,
-        lambda width, height: (math.ceil(width / 16) * math.ceil(height / 16), 64),
-        _flux,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -151,15 +78,11 @@ class Estimator:
     def __init__(self, name: str, width: int, height: int, targets: str = "ffn + norm"):
         if name not in MODELS:
             raise SettingError(f"Model {name!r}: expected one of {', '.join(MODELS)}.")
-        try:
-            import diffusers
-        except ModuleNotFoundError as error:
-            raise LearnError("Estimating needs the package diffusers. Run: pip install diffusers") from error
+        self.name, self.model = name, MODELS[name]
+        self.network = self.model.build()
+        # here, because diffusers may be missing, which build() says
         from .hosts.diffusers import find_modules
 
-        self.name, self.model = name, MODELS[name]
-        with on_meta(torch.bfloat16):
-            self.network = getattr(diffusers, self.model.kind)(**self.model.config).eval().requires_grad_(False)
         _, sites, self.modules = find_modules(self.network)
         self.sites = [s for s in sites if s.kind in target_kinds(targets)]
         self.shape = self.model.latent(width, height)
@@ -169,7 +92,7 @@ class Estimator:
 
     def _count(self, rows: int) -> Footprint:
         return footprint(
-            self.network, self.modules, self.sites, _empty(rows, *self.shape), lambda x: self.model.call(self.network, x)
+            self.network, self.modules, self.sites, empty(rows, *self.shape), lambda x: self.model.call(self.network, x)
         )
 
     def ask(self, card: Card, settings: Settings, sampling_steps: int) -> Estimate:
