@@ -75,6 +75,14 @@ def families(as_json: Json = False) -> None:
     Console().print(table)
 
 
+def _option(param: Param, *flags: str) -> Any:
+    """The command line option of a setting, with its default, range and help."""
+    choices = f" One of: {', '.join(param.choices)}." if param.choices else ""
+    return typer.Option(
+        f"--{param.name.replace('_', '-')}", *flags, help=param.tooltip + choices, min=param.minimum, max=param.maximum
+    )
+
+
 @app.command()
 def estimate(
     model: Annotated[str, typer.Argument(help="sd1, sdxl, flux, or all of them.")] = "all",
@@ -82,12 +90,12 @@ def estimate(
     tflops: Annotated[
         float | None, typer.Option(help="Your card's peak for bf16, instead of the listed card's.", min=0.1)
     ] = None,
-    objective: Annotated[str, typer.Option(help=LEARN["objective"].tooltip)] = LEARN["objective"].default,
-    width: Annotated[int, typer.Option(help=LEARN["width"].tooltip)] = LEARN["width"].default,
-    height: Annotated[int, typer.Option(help=LEARN["height"].tooltip)] = LEARN["height"].default,
-    batch: Annotated[int, typer.Option(help=LEARN["batch"].tooltip)] = LEARN["batch"].default,
-    steps: Annotated[int, typer.Option(help=LEARN["steps"].tooltip)] = LEARN["steps"].default,
-    sampling_steps: Annotated[int, typer.Option(help=LEARN["sampling_steps"].tooltip)] = LEARN["sampling_steps"].default,
+    objective: Annotated[str, _option(LEARN["objective"])] = LEARN["objective"].default,
+    width: Annotated[int, _option(LEARN["width"])] = LEARN["width"].default,
+    height: Annotated[int, _option(LEARN["height"])] = LEARN["height"].default,
+    batch: Annotated[int, _option(LEARN["batch"])] = LEARN["batch"].default,
+    steps: Annotated[int, _option(LEARN["steps"])] = LEARN["steps"].default,
+    sampling_steps: Annotated[int, _option(LEARN["sampling_steps"])] = LEARN["sampling_steps"].default,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -110,14 +118,6 @@ def estimate(
     for line in body:
         table.add_row(*line)
     Console().print(table)
-
-
-def _option(param: Param, *flags: str) -> Any:
-    """The command line option of a setting, with its default, range and help."""
-    choices = f" One of: {', '.join(param.choices)}." if param.choices else ""
-    return typer.Option(
-        f"--{param.name.replace('_', '-')}", *flags, help=param.tooltip + choices, min=param.minimum, max=param.maximum
-    )
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import SettingError
 from .hosts.published import MODELS, empty
-from .learn.footprint import Footprint, footprint
+from .learn.footprint import footprint
 from .learn.memory import SLACK
 from .learn.model import Settings
 from .learn.teacher import trajectories
@@ -88,12 +88,8 @@ class Estimator:
         self.shape = self.model.latent(width, height)
         self.weights = sum(p.numel() for p in self.network.parameters())
         self.prompts = len(neutral_prompts())
-        self.one = self._count(1)
-
-    def _count(self, rows: int) -> Footprint:
-        return footprint(
-            self.network, self.modules, self.sites, empty(rows, *self.shape), lambda x: self.model.call(self.network, x)
-        )
+        run = lambda x: self.model.call(self.network, x)  # noqa: E731
+        self.one = footprint(self.network, self.modules, self.sites, empty(1, *self.shape), run)
 
     def ask(self, card: Card, settings: Settings, sampling_steps: int) -> Estimate:
         """The largest batch, up to the settings', and the fastest way of spending memory that fits on `card`."""

@@ -26,7 +26,7 @@ from . import memory
 
 @dataclass(frozen=True)
 class Footprint:
-    """One pass of a batch through the denoiser, both guidance branches included.
+    """One pass of a batch through the denoiser; guidance by a second prediction needs another row per picture.
 
     Attributes:
         forward_flops: of a forward pass; ``backward_flops``: of the backward pass to gates and latent.
@@ -109,7 +109,7 @@ def footprint(
     leaves = [*factors.values(), x]
     with fused_attention(), gated(modules, sites, factors):
         weights = [*network.parameters(), *network.buffers()]
-        saved = memory.saved_bytes(lambda: run(x), iter([*weights, x]))
+        saved = memory.saved_bytes(lambda: run(x), [*weights, x])
         with torch.no_grad():
             forward = _peak(lambda: run(x))
         counter = FlopCounterMode(display=False)
