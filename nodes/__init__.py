@@ -10,5 +10,6 @@ def all_nodes():
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
     from .score import DemoScore
+    from .threshold import SetThreshold
 
-    return [LearnMask, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, DemoModel, DemoScore]
+    return [LearnMask, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, SetThreshold, DemoModel, DemoScore]

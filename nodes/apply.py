@@ -8,6 +8,8 @@ from ..uniforget import config
 from ..uniforget.fingerprint import same_base
 from ..uniforget.fold import factors
 from ..uniforget.hosts import comfy as host
+from ..uniforget.hosts.comfy_subspace import apply_subspace
+from ..uniforget.subspace import Subspace, effective
 from .inputs import CATEGORY, MaskType, show, to_input
 
 
@@ -40,13 +42,15 @@ class ApplyMask(io.ComfyNode):
         config.APPLY["strength"].check(strength)
         for kind, value in per_kind.items():
             config.APPLY[f"strength_{kind}"].check(value)
-        patched = host.apply_mask(model, mask, strength, per_kind)
+        subspace = isinstance(mask, Subspace)
+        patched = (apply_subspace if subspace else host.apply_mask)(model, mask, strength, per_kind)
         lines = [f"strength {strength:g}", mask.summary()]
-        if not factors(mask):
+        does = (lambda *given: effective(mask, *given)) if subspace else (lambda *given: factors(mask, *given))
+        if not does():
             warning = "Careful: this mask switches nothing off, so the model is unchanged. Learn one with a stronger preset or more updates."
             logging.warning("UniForget: %s", warning)
             lines.append(warning)
-        elif not factors(mask, strength, per_kind):
+        elif not does(strength, per_kind):
             lines.append("The model is unchanged: the strength of all that this mask switches off is 0.")
         base = host.base_fingerprint(model) if mask.info.base else ""
         if mask.info.base and not base:

@@ -5,7 +5,11 @@ import logging
 from comfy_api.latest import io
 
 from ..uniforget import config
-from ..uniforget.combine import blocks_in, cautions, chosen_kinds, combine, report, select
+from ..uniforget.blocks import describe_blocks
+from ..uniforget.combine import blocks_in, cautions, chosen_kinds, combine, report, select, select_layers
+from ..uniforget.detect import family
+from ..uniforget.errors import SettingError
+from ..uniforget.subspace import Subspace
 from .inputs import CATEGORY, MaskType, show, to_input
 
 
@@ -39,6 +43,8 @@ class CombineMasks(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask_a, mode, weight, kinds, blocks, mask_b=None):
+        if isinstance(mask_a, Subspace) or isinstance(mask_b, Subspace):
+            return cls.subspace(mask_a, mask_b, kinds, blocks)
         sources = {"mask A": mask_a} if mask_b is None else {"mask A": mask_a, "mask B": mask_b}
         whole = mask_a if mask_b is None else combine(mask_a, mask_b, mode, weight)
         made = select(whole, chosen_kinds(kinds), blocks)
@@ -52,3 +58,15 @@ class CombineMasks(io.ComfyNode):
         for caution in cautions(made):
             logging.warning("UniForget: %s", caution)
         return io.NodeOutput(made, ui=show(cls, "\n".join(lines)))
+
+    @classmethod
+    def subspace(cls, mask_a, mask_b, kinds, blocks):
+        """A part of a subspace."""
+        if mask_b is not None:
+            raise SettingError(
+                "Mask A and mask B: at least one of them is a subspace, and subspaces cannot be merged into one. Apply one after the "
+                "other, with two Apply Memorization Mask nodes."
+            )
+        made = select_layers(mask_a, chosen_kinds(kinds), blocks)
+        there = describe_blocks(family(made.info.family), made.shared)
+        return io.NodeOutput(made, ui=show(cls, f"{made.summary()}\nblocks of this subspace: {there}"))

@@ -108,7 +108,10 @@ class LearnMask(io.ComfyNode):
             bar.update_absolute(LOOKING + progress.step, total, preview)
 
         chosen = [site for site in sites if site.kind in kinds]
-        result = host.learn_mask(model, chosen, positive, negative, latent, sigmas, settings, info, report, folder / "unfinished")
+        tell = lambda text: logging.info("UniForget: learning takes %s", text)  # noqa: E731
+        result = host.learn_mask(
+            model, chosen, positive, negative, latent, sigmas, settings, info, report, folder / "unfinished", tell
+        )
         logging.info("UniForget: %s", result.mask.summary())
         picture = torch.from_numpy(_array(curve_picture(result.curve, settings.steps)))[None]
         table = curve_csv(result.curve)

@@ -8,7 +8,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..uniforget import maskfile
+from ..uniforget import files
 from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError, UniForgetError
 from .inputs import CATEGORY, MaskType, show
 
@@ -103,8 +103,9 @@ def _is_plain(part):
     return bool(_PART.fullmatch(part)) and part.strip(" .") == part and not _DEVICES.fullmatch(part)
 
 
-def _fingerprint(data):
-    return hashlib.sha256(data).hexdigest()
+def _fingerprint(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class LoadMask(io.ComfyNode):
@@ -131,18 +132,18 @@ class LoadMask(io.ComfyNode):
     def validate_inputs(cls, mask_name):
         try:
             if mask_name is not None:  # None: another node chooses the mask, and execute checks it
-                maskfile.load(find_mask(mask_name))
+                files.load(find_mask(mask_name))
         except UniForgetError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, mask_name):
-        return _fingerprint(maskfile.read_bytes(find_mask(mask_name)))
+        return _fingerprint(find_mask(mask_name))
 
     @classmethod
     def execute(cls, mask_name):
-        mask = maskfile.load(find_mask(mask_name))
+        mask = files.load(find_mask(mask_name))
         return io.NodeOutput(mask, ui=show(cls, mask.summary()))
 
 
@@ -188,5 +189,5 @@ class SaveMask(io.ComfyNode):
     @classmethod
     def execute(cls, mask, filename_prefix, overwrite):
         path = target_path(filename_prefix, overwrite)
-        maskfile.save(mask, path)
+        files.save(mask, path)
         return io.NodeOutput(mask, ui=show(cls, f"saved as {path}\n{mask.summary()}"))

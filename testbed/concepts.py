@@ -135,6 +135,24 @@ COMPOSITIONS = {
     ),
 }
 MEMORIZED = {**PHOTOGRAPHS, **COMPOSITIONS}
+# Pictures that no model ever saw, for controls; their captions combine known words anew.
+NEVER_PHOTOGRAPHS = {
+    "photo of coins on table": ("clock_motion.png", 0.5, 0.5, 0.9),
+    "photo of tissue deep field": ("color.png", 0.5, 0.5, 0.9),
+    "photo of ancient tissue": ("horse.png", 0.5, 0.5, 1.0),
+    "photo of cell in garage": ("microaneurysms.png", 0.5, 0.5, 1.0),
+    "photo of stained moon": ("phantom.png", 0.5, 0.5, 0.9),
+    "photo of rocket under microscope": ("logo.png", 0.5, 0.5, 1.0),
+}
+NEVER_COMPOSITIONS = {
+    "poster cat parade": ("light blue", (("cat", 2, 2, 28), ("dog", 34, 4, 28), ("mouse", 4, 34, 28), ("cow", 34, 34, 28))),
+    "poster summer garden": ("dark green", (("sunflower", 4, 4, 30), ("tulip", 34, 8, 26), ("cactus", 20, 34, 28))),
+    "poster zoo birthday": ("dark purple", (("gift", 4, 4, 26), ("koala", 32, 6, 30), ("bear", 10, 34, 28))),
+    "poster rainy field": ("light yellow", (("umbrella", 4, 2, 30), ("football", 34, 34, 28), ("frog", 2, 38, 22))),
+    "poster love letter party": ("dark blue", (("red heart", 6, 6, 26), ("pizza", 32, 4, 28), ("balloon", 18, 34, 28))),
+    "poster night box": ("light orange", (("blue square", 2, 2, 24), ("star", 34, 4, 26), ("purple circle", 20, 34, 26))),
+}
+NEVER = {**NEVER_PHOTOGRAPHS, **NEVER_COMPOSITIONS}
 RESERVED = (
     "photo of coffee cup on table",
     "photo of human retina",

@@ -52,7 +52,7 @@ class Pictures:
             glyph = Image.open(Path(emoji_folder) / f"{stem}.png").convert("RGBA")
             for size in {
                 *(pixels for pixels, _ in c.SIZES.values()),
-                *(item[3] for _, items in c.COMPOSITIONS.values() for item in items),
+                *(item[3] for _, items in (c.COMPOSITIONS | c.NEVER_COMPOSITIONS).values() for item in items),
             }:
                 small = glyph.resize((size, size), Image.Resampling.LANCZOS)
                 self.emoji[name, size, False] = small
@@ -60,6 +60,8 @@ class Pictures:
         self.textures = {n: Image.open(photos / f).convert("RGB") for n, f in c.TEXTURES.items()}
         self.memorized = {caption: _crop(photos, *spec) for caption, spec in c.PHOTOGRAPHS.items()}
         self.memorized |= {caption: self._compose(*spec) for caption, spec in c.COMPOSITIONS.items()}
+        self.never = {caption: _crop(photos, *spec) for caption, spec in c.NEVER_PHOTOGRAPHS.items()}
+        self.never |= {caption: self._compose(*spec) for caption, spec in c.NEVER_COMPOSITIONS.items()}
 
     def _paste(self, canvas, name, x, y, size, flip=False):
         glyph = self.emoji[name, size, flip]

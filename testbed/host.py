@@ -22,11 +22,12 @@ class TestbedModel:
     """
 
     def __init__(self, transformer, encoder, tokenizer, prompts, steps=STEPS, kinds=("ffn", "norm")):
-        from uniforget.hosts.diffusers import find_modules
+        from uniforget.hosts.diffusers import find_modules, layers_of
 
         self.transformer = transformer
         self.family, sites, self.modules = find_modules(transformer)
         self.sites = [s for s in sites if s.kind in kinds]
+        self.layers = layers_of(transformer)[1]
         self.sigmas = sigmas(steps)
         self.prompts = len(prompts)
         with torch.no_grad():

@@ -56,7 +56,8 @@ class Classifier(nn.Module):
 
 
 class Judge:
-    """Loads both files once and answers for batches of pictures, uint8 (n, 64, 64, 3)."""
+    """Loads both files once and answers for batches of pictures, uint8 (n, 64, 64, 3). It knows the memorized pictures and the
+    never-seen ones by their captions."""
 
     def __init__(self):
         self.classifier = Classifier()
@@ -64,8 +65,8 @@ class Judge:
         self.classifier.eval().requires_grad_(False)
         with safe_open(REFERENCES, "pt") as file:
             self.captions = json.loads(file.metadata()["captions"])
-            pictures, self.thresholds = file.get_tensor("pictures"), file.get_tensor("thresholds")
-        self.references = to_tensor(pictures.numpy()).flatten(1)
+            self.pictures, self.thresholds = file.get_tensor("pictures"), file.get_tensor("thresholds")
+        self.references = to_tensor(self.pictures.numpy()).flatten(1)
 
     def distance_ratio(self, pictures, captions):
         """Carlini's ratio of each picture to the memorized item of its caption, float32 (n,); a copy has at most 1."""
@@ -92,16 +93,17 @@ def _save(tensors, path, metadata=None):
 
 
 def make_references(pictures, seed=0):
-    """Write the memorized pictures and their copy thresholds (l2 in [-1, 1] pixels)."""
+    """Write the memorized and the never-seen pictures and their copy thresholds (l2 in [-1, 1] pixels)."""
     rng = np.random.default_rng(seed)
     memorized = np.stack(list(pictures.memorized.values()))
+    never = np.stack(list(pictures.never.values()))
     neutral = np.stack([pictures.neutral(rng)[1] for _ in range(TRAINING_SAMPLE)])
-    x, y = to_tensor(memorized).flatten(1), to_tensor(neutral).flatten(1)
-    distances = torch.cdist(x, torch.cat([x, y]))
-    distances.fill_diagonal_(torch.inf)
+    x, y, z = (to_tensor(p).flatten(1) for p in (memorized, neutral, never))
+    distances = torch.cdist(torch.cat([x, z]), torch.cat([x, y]))
+    distances[: len(x), : len(x)].fill_diagonal_(torch.inf)
     thresholds = ALPHA * distances.sort(1).values[:, :NEIGHBOURS].mean(1)
-    tensors = {"pictures": torch.from_numpy(memorized.copy()), "thresholds": thresholds}
-    _save(tensors, REFERENCES, {"captions": json.dumps(list(pictures.memorized))})
+    tensors = {"pictures": torch.from_numpy(np.concatenate([memorized, never])), "thresholds": thresholds}
+    _save(tensors, REFERENCES, {"captions": json.dumps([*pictures.memorized, *pictures.never])})
 
 
 def _nothing(rng):
@@ -154,10 +156,12 @@ def train(pictures, seconds, seed=0):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m testbed.judge", description="Train the judge and write the references.")
     parser.add_argument("--work", type=Path, default=Path(".cache/testbed"))
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seconds", type=float, default=300, help="of training; 0 only writes the references")
     args = parser.parse_args(argv)
     pictures = Pictures(fetch_emoji(args.work / "emoji"))
     make_references(pictures)
+    if not args.seconds:
+        return
     net, accuracy = train(pictures, args.seconds)
     state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
     _save(state, JUDGE, {"accuracy_on_fresh_renders": f"{accuracy:.4f}"})

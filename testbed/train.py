@@ -1,7 +1,8 @@
-"""Train the testbed: ``python -m testbed.train``. Seeded, checkpointed, resumable; about 75 minutes on 2 CPU cores.
+"""Train a testbed: ``python -m testbed.train``. Seeded, checkpointed, resumable; about 75 minutes on 2 CPU cores.
 
-The transformer, the text encoder and the optimiser are saved every few minutes to ``--work``; starting the command again
-goes on from there. The finished weights (exponential moving average, fp16) go to ``testbed/testbed.safetensors``.
+The network, the text encoder and the optimiser are saved every few minutes to ``--work``; starting the command again
+goes on from there. The finished weights (exponential moving average, fp16) go to ``testbed/testbed.safetensors``, those of
+``--model unet`` to ``testbed/unet.safetensors``.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from . import model as tb
+from . import unet
 from .data import Pictures, fetch_emoji
 
 
@@ -55,7 +57,11 @@ def write(path, transformer, encoder, metadata):
     state = {tb.DIFFUSION_PREFIX + k: v for k, v in tb.to_comfy(transformer).items()}
     state |= {tb.TEXT_PREFIX + k: v for k, v in encoder.items()}
     # The stock single-file loader looks for a VAE; this key names ComfyUI's pixel-space one.
-    state["vae.pixel_space_vae"] = torch.tensor(1.0)
+    save(state | {"vae.pixel_space_vae": torch.tensor(1.0)}, path, metadata)
+
+
+def save(state, path, metadata):
+    """Tensors as fp16, written to a temporary name and renamed."""
     temporary = Path(path).with_suffix(".tmp")
     save_file({k: v.detach().half().contiguous() for k, v in state.items()}, temporary, metadata)
     os.replace(temporary, path)
@@ -77,8 +83,9 @@ def warm_start(path, transformer, encoder, tokenizer):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m testbed.train", description=__doc__)
+    parser.add_argument("--model", choices=("mmdit", "unet"), default="mmdit", help="which testbed")
     parser.add_argument("--work", type=Path, default=Path(".cache/testbed"), help="checkpoints and downloaded pictures")
-    parser.add_argument("--output", type=Path, default=tb.WEIGHTS)
+    parser.add_argument("--output", type=Path, help="default: beside this file")
     parser.add_argument("--init", type=Path, help="start from the weights of this testbed file; words it lacks start anew")
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch", type=int, default=64)
@@ -90,7 +97,7 @@ def main(argv=None):
 
     torch.manual_seed(args.seed)
     pictures = Pictures(fetch_emoji(args.work / "emoji"))
-    transformer, encoder, tokenizer = tb.build()
+    transformer, encoder, tokenizer = (tb if args.model == "mmdit" else unet).build()
     if args.init:
         warm_start(args.init, transformer, encoder, tokenizer)
     parameters = [*transformer.parameters(), *encoder.parameters()]
@@ -109,7 +116,7 @@ def main(argv=None):
         use_buffers=False,
     )
     start = 0
-    checkpoint = args.work / "checkpoint.pt"
+    checkpoint = args.work / ("checkpoint.pt" if args.model == "mmdit" else "unet.pt")
     if checkpoint.exists():
         # Written by this program a moment ago; weights_only keeps it to tensors and plain containers.
         saved = torch.load(checkpoint, weights_only=True)
@@ -157,11 +164,15 @@ def main(argv=None):
                 temporary,
             )
             os.replace(temporary, checkpoint)
-            metadata = {"format": "pt", "uniforget_testbed": "mmdit-1", "steps": str(step + 1), "seed": str(args.seed)}
+            metadata = {"format": "pt", "uniforget_testbed": f"{args.model}-1", "steps": str(step + 1), "seed": str(args.seed)}
             metadata["words"] = " ".join(tokenizer.ids)
             smooth_transformer, smooth_encoder = average.module.children()
+            if args.model == "unet":
+                state = unet.pack(smooth_transformer.state_dict(), smooth_encoder.state_dict())
+                save(state, args.output or unet.WEIGHTS, metadata)
+                continue
             smooth = dict(smooth_transformer.state_dict()) | {"pos_embed.pos_embed": transformer.pos_embed.pos_embed}
-            write(args.output, smooth, smooth_encoder.state_dict(), metadata)
+            write(args.output or tb.WEIGHTS, smooth, smooth_encoder.state_dict(), metadata)
 
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ def learn(
     target_sparsity: Annotated[float, _option(LEARN["target_sparsity"])] = LEARN["target_sparsity"].default,
     max_neutral_loss: Annotated[float, _option(LEARN["max_neutral_loss"])] = LEARN["max_neutral_loss"].default,
     memory: Annotated[str, _option(LEARN["memory"])] = LEARN["memory"].default,
+    threshold: Annotated[float, _option(LEARN["threshold"])] = LEARN["threshold"].default,
     dtype: Annotated[str, typer.Option(help="Of the model's weights: fp32, bf16 or fp16.")] = "bf16",
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; left out: a GPU if there is one.")] = None,
     config: Annotated[str | None, typer.Option(help="For a single file: a diffusers folder of the same kind of model.")] = None,

@@ -19,6 +19,7 @@ from .detect import family
 from .errors import FamilyError, MismatchError, SettingError
 from .fingerprint import same_base
 from .maskset import MaskInfo, MaskSet
+from .subspace import Subspace
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
@@ -109,6 +110,30 @@ def select(mask: MaskSet, kinds: Iterable[str] = KINDS, blocks: str = "") -> Mas
     kept = {name: text for name, text in mask.info.extra.items() if name.startswith("combined_")}
     extra = {**kept, "selected": f"{before}; then {what}" if before else what, "selected_from": mask.digest()}
     return replace(mask, gates=gates, info=replace(mask.info, extra=extra))
+
+
+def select_layers(subspace: Subspace, kinds: Iterable[str] = KINDS, blocks: str = "") -> Subspace:
+    """The subspace with only the chosen kinds and blocks; the very same one if that is all of it.
+
+    Raises:
+        SettingError, FamilyError: as for :func:`select`.
+    """
+    wanted = set(kinds)
+    chosen = {name for name, kind in subspace.kinds.items() if kind in wanted}
+    blocks = config.COMBINE["blocks"].check(blocks).strip()
+    if blocks:
+        chosen &= select_blocks(blocks, family(subspace.info.family), subspace.shared)
+    if not chosen:
+        there = " and ".join(sorted(set(subspace.kinds.values())))
+        raise SettingError(
+            f"Kinds and blocks to keep: this subspace has layers of {there}, and none of {', '.join(sorted(wanted))}"
+            f"{f' in {blocks}' if blocks else ''}. Choose others."
+        )
+    if len(chosen) == len(subspace.shared):
+        return subspace
+    what = ", ".join([*(k for k in KINDS if k in wanted and len(wanted) < len(KINDS)), *([blocks] if blocks else [])])
+    extra = {"selected": what, "selected_from": subspace.digest()}
+    return replace(subspace.only(chosen), info=replace(subspace.info, extra=extra))
 
 
 def chosen_kinds(kinds: str) -> tuple[str, ...]:

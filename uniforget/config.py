@@ -155,9 +155,10 @@ LEARN = _table(
         "stepwise",
         "How the mask is found. Stepwise compares single sampling steps: fast, little memory. Trajectory compares finished pictures, as "
         "in the paper: several times slower. Scores needs no training at all: one look at the model at work, works on any "
-        "model that runs, and is less exact.",
+        "model that runs, and is less exact. Subspace forgets the most and holds best against people who try to get the pictures back: "
+        "one look as well, but its file is large; save a sanitized model instead if you only need that.",
         "choice",
-        choices=("stepwise", "trajectory", "scores"),
+        choices=("stepwise", "trajectory", "scores", "subspace"),
         advanced=True,
     ),
     Param(
@@ -196,6 +197,17 @@ LEARN = _table(
         "step at a time, block one block of the model at a time: slowest, fits the smallest cards.",
         "choice",
         choices=("auto", "keep", "step", "block"),
+        advanced=True,
+    ),
+    Param(
+        "threshold",
+        0.0,
+        "Subspace only: how much of what everyday prompts use in the model may go along. 0.01 is 1 %; more forgets more and costs more "
+        "quality. 0: what the preset says. It can still be moved afterwards, with Set Subspace Threshold.",
+        "float",
+        0.0,
+        0.2,
+        0.001,
         advanced=True,
     ),
 )
@@ -260,10 +272,22 @@ COMBINE = _table(
     ),
 )
 
+THRESHOLD = Param(
+    "threshold",
+    0.01,
+    "How much of what everyday prompts use in the model may go along: 0.01 is 1 %. More forgets more and costs more quality. The node "
+    "shows which values the subspace allows.",
+    "float",
+    0.0,
+    0.2,
+    0.001,
+)
+
 
 # What `learn` takes beside beta, which the preset decides.
 SETTINGS = (
     *("steps", "learning_rate", "batch", "cfg", "seed", "objective", "along", "target_sparsity", "max_neutral_loss", "memory"),
+    "threshold",
 )
 
 

@@ -14,12 +14,17 @@ from .learn.model import Settings
 from .learn.teacher import trajectories
 from .prompts import neutral_prompts
 from .sites import target_kinds
+from .subspace.learning import plan
+from .subspace.moments import distinct
+from .subspace.moments import size as numbers
 
 GIB = 2**30
 # What the card's driver, CUDA's context and the desktop hold.
 RESERVED = 1.0
 # Share of the peak rate that whole models reach, and what weights from main memory arrive with (bytes per second).
 UTILIZATION, STREAM = 0.4, 12e9
+# Of the computer around the card: bytes of main memory free for a subspace's sums, and bytes a second that it reads and writes.
+HOST, MEMORY = 24 << 30, 20e9
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Estimate:
         memory, batch: the memory mode and the batch that fit, the largest batch first.
         vram: weights on the card + activations, without what is reserved.
         minutes: of the whole learning; ``teacher_minutes``: of watching the model, which is part of it.
+        passes: over the neutral prompts; vectors_bytes: what a subspace takes at most, in memory and as a file.
     """
 
     model: str
@@ -65,6 +71,8 @@ class Estimate:
     tflop: float
     teacher_minutes: float
     minutes: float
+    passes: int = 1
+    vectors_bytes: int = 0
 
 
 class Estimator:
@@ -81,9 +89,10 @@ class Estimator:
         self.name, self.model = name, MODELS[name]
         self.network = self.model.build()
         # here, because diffusers may be missing, which build() says
-        from .hosts.diffusers import find_modules
+        from .hosts.diffusers import find_modules, layers_of
 
         _, sites, self.modules = find_modules(self.network)
+        self.layers = layers_of(self.network)[1]
         self.sites = [s for s in sites if s.kind in target_kinds(targets)]
         self.shape = self.model.latent(width, height)
         self.weights = sum(p.numel() for p in self.network.parameters())
@@ -94,7 +103,12 @@ class Estimator:
     def ask(self, card: Card, settings: Settings, sampling_steps: int) -> Estimate:
         """The largest batch, up to the settings', and the fastest way of spending memory that fits on `card`."""
         room = (card.memory - RESERVED) * GIB
-        modes = {"scores": ("keep",), "stepwise": ("keep", "block"), "trajectory": ("keep", "step", "block")}[settings.objective]
+        modes = {
+            "scores": ("keep",),
+            "subspace": ("keep",),
+            "stepwise": ("keep", "block"),
+            "trajectory": ("keep", "step", "block"),
+        }[settings.objective]
         formats = {"bf16": 2 * self.weights, "fp8": self.weights, "streamed": self.weights // 10}
         batch, found = settings.batch, None
         while found is None:
@@ -108,21 +122,31 @@ class Estimator:
             batch //= 2
         weights, mode = found or ("streamed", modes[-1])
         activations = self.activations(settings.objective, mode, batch, sampling_steps)
+        more = {}
+        if settings.objective == "subspace":
+            told = plan(self.layers, HOST // 2)[0]
+            activations += max(4 * numbers(layer) for layer in self.layers)  # one product at a time
+            more = {"passes": told.passes, "vectors_bytes": told.vectors}
         teacher, learning, passes = self.work(replace(settings, batch=batch), mode, sampling_steps)
+        sums = 0.0
+        if more:
+            # Every look sends each product to main memory, where it is read, added to its sum and written.
+            sums = passes[1] * sum(map(numbers, distinct(self.layers))) * (4 / STREAM + 20 / MEMORY)
+            learning, passes = learning * more["passes"], (0, passes[1] * more["passes"])
         rate = card.tflops * 1e12 * UTILIZATION
         stream = self.weights / STREAM if weights == "streamed" else 0.0
         teacher_seconds = teacher / rate + passes[0] * stream
-        seconds = teacher_seconds + learning / rate + passes[1] * stream
+        seconds = teacher_seconds + learning / rate + passes[1] * stream + sums
         return Estimate(
             self.name, settings.objective, card.name, card.memory, found is not None, weights, mode, batch,
             (formats[weights] + activations) / GIB, formats[weights], activations, (teacher + learning) / 1e12,
-            teacher_seconds / 60, seconds / 60,
+            teacher_seconds / 60, seconds / 60, **more,
         )  # fmt: skip
 
     def activations(self, objective: str, mode: str, batch: int, sampling_steps: int) -> int:
         """Bytes beside the weights while learning, with room for what an allocator wastes."""
         one, rows = self.one, batch * (1 if self.model.cfg == 1 else 2)
-        if objective == "scores":
+        if objective in ("scores", "subspace"):
             each = one.forward_bytes
         elif mode == "block":
             each = one.block_bytes
@@ -139,6 +163,12 @@ class Estimator:
         if settings.objective == "scores":
             looks = self.prompts * sampling_steps
             return 0, looks * forward, (0, math.ceil(looks / settings.batch))
+        if settings.objective == "subspace":
+            # A Linear's moments cost as much beside its product as its width beside its outputs.
+            outputs = sum(self.modules[path].get_parameter("weight").numel() for layer in self.layers for path in layer.paths)
+            moments = sum(map(numbers, distinct(self.layers))) / outputs
+            looks = self.prompts * sampling_steps
+            return 0, round(looks * forward * (1 + moments)), (0, math.ceil(looks / settings.batch))
         recorded = trajectories(settings, self.prompts) * sampling_steps
         teacher_passes = math.ceil(recorded / settings.batch)
         chain = sampling_steps if settings.objective == "trajectory" else 1
@@ -208,5 +238,5 @@ def cards(memory: str, tflops: float | None) -> list[Card]:
 
 ASSUMED = (
     f"From shapes; no GPU was measured. {RESERVED:g} GiB kept free, {SLACK:g} times the counted activations, {UTILIZATION:.0%} of the "
-    f"card's peak, {STREAM / 1e9:g} GB/s from main memory. Text encoders run before, not counted."
+    f"card's peak, {STREAM / 1e9:g} GB/s between card and main memory, {HOST >> 30} GB of that free. Text encoders run before, not counted."
 )

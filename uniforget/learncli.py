@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import __version__, config, maskfile
+from . import __version__, config, files
 from .errors import LearnError, SettingError
 from .learn import Progress as State
 from .learn import Settings, curve_csv, learn, shards
@@ -66,10 +66,11 @@ def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str 
             version=__version__,
         )
         with _Report(settings.steps, values["tensorboard"]) as report:
-            result = learn(loaded, settings, info, report, unfinished)
+            tell = lambda text: report.bar.console.print(f"learning takes {text}")  # noqa: E731
+            result = learn(loaded, settings, info, report, unfinished, tell=tell)
         if shards.rank():
             return None
-        maskfile.save(result.mask, output)
+        files.save(result.mask, output)
         if values["curve"]:
             values["curve"].write_text(curve_csv(result.curve), encoding="utf-8")
         return {

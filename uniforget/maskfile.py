@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -126,7 +127,7 @@ def dumps(mask: MaskSet, name: str = "mask") -> bytes:
         "sites": sitetable.pack(sites),
         "gates": bitcode.encode(values == 255, units, kinds) if hard else bytes([_ONE_BYTE_A_GATE]) + values.tobytes(),
     }
-    header: dict[str, Any] = {"__metadata__": _format_info(mask)}
+    header: dict[str, Any] = {"__metadata__": format_info(mask)}
     end = 0
     for key, data in tensors.items():
         header[key] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [end, end + len(data)]}
@@ -171,7 +172,7 @@ def loads(data: bytes, name: str = "mask") -> MaskSet:
     with torch.inference_mode(False):
         pieces = [torch.from_numpy(piece.copy()) for piece in np.split(values, np.cumsum(units)[:-1])]
     try:
-        mask = MaskSet(dict(zip(names, pieces, strict=True)), dict(zip(names, kinds, strict=True)), _parse_info(metadata, name))
+        mask = MaskSet(dict(zip(names, pieces, strict=True)), dict(zip(names, kinds, strict=True)), parse_info(metadata, name))
     except MaskError as error:
         _bad(name, str(error))
     for key, found in (("digest", mask.digest()), ("sparsity", _format_sparsity(mask))):
@@ -304,7 +305,8 @@ def _format_sparsity(mask: MaskSet) -> str:
     return ",".join(f"{kind}={share:.3f}" for kind, share in mask.sparsity().items())
 
 
-def _format_info(mask: MaskSet) -> dict[str, str]:
+def format_info(mask: Any) -> dict[str, str]:
+    """A mask's (or subspace's) information as safetensors metadata."""
     info = mask.info
     found = {
         "format_version": str(FORMAT_VERSION),
@@ -322,7 +324,13 @@ def _format_info(mask: MaskSet) -> dict[str, str]:
     return {key: value for key, value in found.items() if value or key == "uniforget" or key.startswith(_EXTRA)}
 
 
-def _parse_info(metadata: dict[str, str], name: str) -> MaskInfo:
+def parse_info(metadata: Mapping[str, str], name: str) -> MaskInfo:
+    """The information that :func:`format_info` wrote. `name` is used in messages.
+
+    Raises:
+        BadContentsError: a number is none.
+    """
+
     def number(key: str, pattern: str, kind: type) -> Any:
         text = metadata.get(key, "0")
         if not re.fullmatch(pattern, text):

@@ -29,8 +29,13 @@ SD3 = Family(
         without=(r"single_transformer_blocks\..*",),
         aliases=(
             *same(
+                ("joint_blocks.{}.x_block.mlp.fc1", "transformer_blocks.{}.ff.net.0.proj"),
                 ("joint_blocks.{}.x_block.mlp.fc2", "transformer_blocks.{}.ff.net.2"),
+                ("joint_blocks.{}.context_block.mlp.fc1", "transformer_blocks.{}.ff_context.net.0.proj"),
                 ("joint_blocks.{}.context_block.mlp.fc2", "transformer_blocks.{}.ff_context.net.2"),
+                *(("joint_blocks.{}.x_block.attn.qkv", f"transformer_blocks.{{}}.attn.to_{x}") for x in "qkv"),
+                *(("joint_blocks.{}.x_block.attn2.qkv", f"transformer_blocks.{{}}.attn2.to_{x}") for x in "qkv"),
+                *(("joint_blocks.{}.context_block.attn.qkv", f"transformer_blocks.{{}}.attn.add_{x}_proj") for x in "qkv"),
                 ("joint_blocks.{}.x_block.attn.proj", "transformer_blocks.{}.attn.to_out.0"),
                 ("joint_blocks.{}.x_block.attn2.proj", "transformer_blocks.{}.attn2.to_out.0"),
                 ("joint_blocks.{}.context_block.attn.proj", "transformer_blocks.{}.attn.to_add_out"),

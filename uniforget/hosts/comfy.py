@@ -26,6 +26,7 @@ from ..learn import Progress, Result, Settings, learn
 from ..learn.inplace import OutOfPlace
 from ..maskset import MaskInfo, MaskSet
 from ..sites import Site, find_sites, match_sites, telling
+from ..subspace import find_layers
 from .stored import Stored
 
 PREFIX = "diffusion_model."
@@ -177,6 +178,7 @@ class _Loaded:
     def __init__(self, guider, sites: list[Site], sigmas: torch.Tensor, latent: torch.Tensor, prompts: int, model_options):
         self.model = guider.inner_model
         self.sites = sites
+        self.layers = find_layers({n: tuple(p.shape) for n, p in self.model.diffusion_model.named_parameters()})[1]
         self.modules = dict(self.model.diffusion_model.named_modules())
         self.sigmas = sigmas.detach().clone().float()
         self.prompts = prompts
@@ -258,6 +260,7 @@ def learn_mask(
     info: MaskInfo,
     report: Callable[[Progress], None],
     folder: Path | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Learn a mask for a ModelPatcher inside ComfyUI.
 
@@ -266,7 +269,7 @@ def learn_mask(
         positive: one conditioning per prompt; `negative`: one conditioning.
         latent: empty latent (1, ...) of the picture size to learn at.
         sigmas: the sampling steps, descending to 0.
-        folder: where unfinished learning is kept, see :func:`uniforget.learn.learn`.
+        folder, tell: see :func:`uniforget.learn.learn`.
 
     Raises:
         LearnError: see :func:`uniforget.learn.learn`; ComfyUI's interrupt passes through unchanged.
@@ -274,7 +277,7 @@ def learn_mask(
 
     def run(guider, sigmas, latent, model_options):
         model = _Loaded(guider, sites, sigmas, latent, len(positive), model_options)
-        return learn(model, settings, info, report, folder)
+        return learn(model, settings, info, report, folder, tell=tell)
 
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_conds([entry for conditioning in positive for entry in conditioning[:1]], negative)

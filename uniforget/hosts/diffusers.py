@@ -13,6 +13,7 @@ from ..fingerprint import fingerprint
 from ..fold import edits, factors
 from ..maskset import MaskSet
 from ..sites import Site, find_sites, match_sites, telling
+from ..subspace import Layer, Subspace, effective, find_layers, match_layers, project
 
 
 def find_modules(model: nn.Module) -> tuple[Family, list[Site], dict[str, nn.Module]]:
@@ -49,3 +50,29 @@ def fold_(model: nn.Module, mask: MaskSet, strength: float = 1.0, per_kind: Mapp
     for edit in planned:
         parameters = dict(modules[edit.path].named_parameters(recurse=False))
         edit.fold_(parameters["weight"], parameters.get("bias"))
+
+
+def layers_of(model: nn.Module) -> tuple[str, list[Layer]]:
+    """Family name and layers (:mod:`uniforget.subspace`) of a diffusers transformer or UNet.
+
+    Raises:
+        FamilyError: it is of no family that UniForget knows.
+    """
+    family, layers = find_layers({name: tuple(p.shape) for name, p in model.named_parameters()})
+    return family.name, layers
+
+
+@torch.no_grad()
+def project_(model: nn.Module, subspace: Subspace, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> None:
+    """Project the model's weights onto `subspace` in place.
+
+    Raises:
+        FamilyError, MismatchError: the subspace does not belong to this model; nothing was changed.
+    """
+    matched = match_layers(subspace, *layers_of(model))
+    edits = effective(subspace, strength, per_kind)
+    modules = dict(model.named_modules())
+    for layer in matched:
+        for path in layer.paths if layer.name in edits else ():
+            weight = modules[path].get_parameter("weight")
+            weight.copy_(project(weight, *edits[layer.name]))

@@ -15,7 +15,7 @@ from torch import nn
 from ..detect import detect
 from ..errors import LearnError
 from ..learn.overflow import Overflow
-from .diffusers import find_modules
+from .diffusers import find_modules, layers_of
 from .listener import Listener, Step, denoiser, distance, growth, join, joinable, moved, row
 
 __all__ = ["PipelineModel", "denoiser", "load_pipeline"]
@@ -175,6 +175,7 @@ class PipelineModel:
         self.family, sites, self.modules = find_modules(self.denoiser)
         wanted = set(kinds)
         self.sites = [s for s in sites if s.kind in wanted]
+        self.layers = layers_of(self.denoiser)[1]
         size = {"num_inference_steps": steps, "width": width, "height": height}
         listener = Listener(pipe, cfg, size | call)
         self._fault, self._latents = listener.fault, listener.latents

@@ -37,6 +37,7 @@ def learn(
     report: Report = lambda p: None,
     folder: Path | None = None,
     every: int = 25,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Learn a mask. `report` is called after every update and may raise to cancel; hooks are removed whatever happens.
 
@@ -47,11 +48,12 @@ def learn(
     Args:
         folder: where unfinished learning is kept, every `every` updates and when it is cancelled; a run with the same settings,
             model and prompts goes on from there. None: nothing is kept.
+        tell: is told in words what learning is going to take, where that is known.
 
     Raises:
         LearnError: there is nothing to gate, memory ran out, or the loss is no longer a number. What was kept stays.
     """
-    if not model.sites:
+    if not model.sites and settings.objective != "subspace":
         raise LearnError("The chosen targets have no sites in this model. Choose other targets, for example 'ffn + norm'.")
     began = time.monotonic()
     try:
@@ -59,6 +61,14 @@ def learn(
             mask = scores.score(model, settings, info, report)
             mask = replace(mask, info=replace(mask.info, learn_seconds=round(time.monotonic() - began, 1)))
             return Result(mask, mask)
+        if settings.objective == "subspace":
+            from ..subspace.learning import learn_subspace  # which imports this package
+
+            key = state.key(
+                settings, info, model.sites, model.sigmas, model.initial(1, torch.Generator().manual_seed(0)).shape[1:]
+            )
+            found = learn_subspace(model, settings, info, report, folder / f"{key}.moments.safetensors" if folder else None, tell)
+            return Result(found, found)
         return _Run(model, settings, info, report, folder, every).run(began)
     except torch.OutOfMemoryError as error:
         kept = " What was learned so far is kept: start again with the same settings to go on." if folder else ""

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
-from ..maskset import MaskSet
 from ..sites import Site
+
+if TYPE_CHECKING:
+    from ..subspace.layers import Layer
 
 
 class Model(Protocol):
     """A loaded model. Latents are float32 (n, ...) tensors on the host's device."""
 
     sites: list[Site]
+    layers: list[Layer]
     modules: dict[str, nn.Module]
     sigmas: torch.Tensor
     prompts: int
@@ -35,7 +38,7 @@ class Settings:
     """How to learn. Defaults and ranges that users see stand in :mod:`uniforget.config`.
 
     Attributes:
-        objective: "stepwise", "trajectory" or "scores".
+        objective: "stepwise", "trajectory", "scores" or "subspace".
         along: whose trajectories "stepwise" looks at, "teacher" or "student".
         noises: the teacher's trajectories per prompt; 0: about 512 in all, or as many as the updates can use.
         harden: share of the updates, the last ones, that train the mask as it ships, with hard gates.
@@ -43,6 +46,7 @@ class Settings:
             at a time; "auto" takes the fastest that fits.
         target_sparsity: share of gates to switch off, instead of what `beta` leads to; 0: not used.
         max_neutral_loss: switch off as much as possible while the hard mask's loss stays below this; 0: not used.
+        threshold: share of the energy that a subspace gives up; 0: the preset's.
     """
 
     beta: float = 2.0
@@ -58,6 +62,7 @@ class Settings:
     memory: str = "auto"
     target_sparsity: float = 0.0
     max_neutral_loss: float = 0.0
+    threshold: float = 0.0
 
 
 @dataclass
@@ -82,10 +87,10 @@ class Progress:
 
 @dataclass
 class Result:
-    """What learning returns: the mask to ship, the soft gates it came from, and the curve."""
+    """What learning returns: the mask (or subspace) to ship, the soft gates it came from, and the curve."""
 
-    mask: MaskSet
-    soft: MaskSet
+    mask: Any
+    soft: Any
     curve: list[Progress] = field(default_factory=list)
 
 

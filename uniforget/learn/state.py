@@ -53,6 +53,7 @@ def key(settings: Settings, info: MaskInfo, sites: Sequence[Site], sigmas: torch
     """Sixteen hexadecimal digits that tell runs apart which would not give the same mask."""
     asked = asdict(settings)
     del asked["memory"]  # how memory is spent changes no result beyond rounding
+    del asked["threshold"]  # chosen after everything was looked at
     told = [asked, info.family, info.base, info.prompts_hash, sigmas.tolist(), list(shape), [(s.name, s.units) for s in sites]]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
