@@ -204,3 +204,9 @@ def vocabulary():
     captions += [emoji_caption(s, b) for s in EMOJI for b in BACKGROUNDS]
     captions += [*PLACES, *SIZES]
     return sorted({word for caption in captions for word in caption.split()})
+
+
+def indirect(caption):
+    """Three ways of asking for a memorized picture without its caption: a part of it, its words in another order, some left out."""
+    words = caption.split()
+    return " ".join(words[: max(2, len(words) - 2)]), " ".join(reversed(words)), " ".join(words[1::2])

@@ -1,0 +1,176 @@
+"""The rows of bench.forgetting: what is measured, the most telling first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from testbed import concepts
+from uniforget.maskset import MaskSet
+from uniforget.subspace import Subspace
+from uniforget.subspace.learning import PRESETS as SUBSPACE
+
+from . import controls
+from .forgetting import STRENGTHS, TOGETHER, Bed, Row
+
+SEEDS = (0, 1, 2)
+SCALES = (0.5, 0.75, 1.0)
+EVERYTHING = "ancfi"
+
+
+def original(attack: str = EVERYTHING) -> Row:
+    """The model as it is."""
+    return Row("original", lambda bed: (bed.network, None), attack=attack)
+
+
+def gates(preset: str, seed: int = 0, strength: float = 1.0, objective: str = "stepwise", attack: str = "") -> Row:
+    """The paper's method: gates on neurons and norm channels."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        mask = mask_of(bed, preset, seed, objective)
+        return bed.edited(mask, strength), mask
+
+    return Row("gates", build, objective, preset, strength, seed, attack=attack)
+
+
+def mask_of(bed: Bed, preset: str, seed: int = 0, objective: str = "stepwise") -> MaskSet:
+    """The learned gates of a preset."""
+    return bed.learned(f"gates {preset} {objective}", seed, preset=preset, objective=objective)
+
+
+def space_of(bed: Bed, threshold: float, seed: int = 0) -> Subspace:
+    """The learned subspace at a threshold."""
+    return bed.learned("subspace", seed, preset="strong", objective="subspace").at(threshold)
+
+
+def subspace(preset: str, seed: int = 0, strength: float = 1.0, threshold: float = 0.0, attack: str = "") -> Row:
+    """Subspace forgetting alone."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        found = space_of(bed, threshold or SUBSPACE[preset], seed)
+        return bed.edited(found, strength), found
+
+    note = f"threshold {threshold:g}" if threshold else ""
+    return Row("subspace", build, "subspace", preset, strength, seed, note=note, attack=attack)
+
+
+def both(preset: str, seed: int = 0, strength: float = 1.0, threshold: float = TOGETHER, attack: str = "") -> Row:
+    """Gates, then a subspace that was learned on the model with these gates."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        mask = mask_of(bed, preset, seed)
+        base = bed.edited(mask)
+        found = bed.learned(f"subspace on gates {preset}", seed, preset="weak", objective="subspace", base=base).at(threshold)
+        return bed.edited(found, strength, bed.edited(mask, strength)), found
+
+    note = "" if threshold == TOGETHER else f"threshold {threshold:g}"
+    return Row("gates + subspace", build, "stepwise + subspace", preset, strength, seed, note=note, attack=attack)
+
+
+def control(name: str, preset: str = "strong", scale: float = 1.0, seed: int = 0, attack: str = "") -> Row:
+    """Another way of choosing, at the sparsity of each kind that the gates of a preset have (times `scale`)."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        model, settings = bed.model(), bed.settings(seed)
+        wanted = controls.shares(mask_of(bed, preset), scale)
+        moments = lambda: bed.once(f"neurons {seed}", lambda: controls.neurons(model, settings))  # noqa: E731
+        energy = lambda: bed.once(f"energy {seed}", lambda: controls.energy(model, settings))  # noqa: E731
+        scored = {
+            "random": lambda: controls.random(model, seed),
+            "magnitude": lambda: controls.magnitude(model),
+            "activation energy": energy,
+            "OBS": lambda: energy() | controls.obs(model, moments()),
+            "OBS, compensated": lambda: energy() | controls.obs(model, moments()),
+            "Fisher": lambda: bed.once(f"fisher {seed}", lambda: controls.fisher(model, settings)),
+            "contrastive": lambda: controls.contrastive(model, bed.model(prompts=list(concepts.MEMORIZED)), settings),
+        }
+        mask = controls.ranked(model, scored[name](), wanted, name, seed)
+        network = bed.edited(mask)
+        if name == "OBS, compensated":
+            # The rows of norms have no other columns to make up for them.
+            network = bed.edited(mask, base=controls.compensated(bed.network, model, mask, moments()))
+        return network, mask
+
+    note = f"sparsity x {scale:g}" if scale != 1 else ""
+    return Row(f"control: {name}", build, "", preset, 1.0, seed, name == "contrastive", note, attack)
+
+
+def rank_control(name: str, preset: str = "strong", seed: int = 0, attack: str = "") -> Row:
+    """Another subspace with as many directions."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        like, model = space_of(bed, SUBSPACE[preset]), bed.model()
+        found = controls.random_subspace(model, like, seed) if name == "random subspace" else controls.svd_subspace(model, like)
+        return bed.edited(found), found
+
+    return Row(f"control: {name}", build, "", preset, 1.0, seed, attack=attack)
+
+
+def ablation(kinds: tuple[str, ...], preset: str = "medium", stream: str = "", attack: str = "") -> Row:
+    """Gates on other kinds, or on one stream only."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        name = f"ablation {'+'.join(kinds)} {stream} {preset}"
+        mask = bed.learned(name, 0, kinds=kinds, stream=stream, preset=preset)
+        return bed.edited(mask), mask
+
+    where = {"": "", "context_block": ", text stream", "x_block": ", image stream"}[stream]
+    return Row("gates", build, "stepwise", preset, note=f"only {' + '.join(kinds)}{where}", attack=attack)
+
+
+def sweep(beta: float, attack: str = "") -> Row:
+    """Gates with another beta than the presets'."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        mask = bed.learned(f"beta {beta:g}", 0, beta=beta)
+        return bed.edited(mask), mask
+
+    return Row("gates", build, "stepwise", "custom", note=f"beta {beta:g}", attack=attack)
+
+
+def quick() -> list[Row]:
+    """A look in under ten minutes."""
+    return [
+        original("ac"),
+        subspace("medium", attack="a"),
+        subspace("strong", attack="ac"),
+        rank_control("random subspace"),
+        rank_control("weight SVD"),
+        gates("strong", attack="a"),
+        both("strong", attack="a"),
+        control("random"),
+        control("activation energy"),
+    ]
+
+
+def full(testbed: str) -> list[Row]:
+    """Everything; on the second testbed the same, smaller."""
+    presets = ("strong", "medium", "weak")
+    rows = [original()]
+    for seed in SEEDS:
+        for preset in presets[:2]:
+            rows += [gates(preset, seed, attack="a" if seed else EVERYTHING)]
+            rows += [subspace(preset, seed, attack="a" if seed else EVERYTHING)]
+        rows += [both("strong", seed, attack="a" if seed else EVERYTHING)]
+    rows += [control(name, seed=0) for name in ("random", "magnitude", "activation energy", "OBS", "OBS, compensated", "Fisher")]
+    rows += [control("contrastive"), rank_control("random subspace"), rank_control("weight SVD")]
+    rows += [gates("strong", strength=s) for s in STRENGTHS] + [subspace("strong", strength=s) for s in STRENGTHS]
+    rows += [both("strong", strength=s) for s in STRENGTHS]
+    controls_at = ("random", "activation energy", "OBS", "OBS, compensated", "Fisher", "magnitude")
+    rows += [control(name, scale=s) for name in controls_at for s in SCALES[:-1]]
+    if testbed == "unet":
+        return rows
+    rows += [both("strong", attack="lk"), gates("strong", attack="lk"), subspace("strong", attack="lk")]
+    rows += [row for seed in SEEDS for row in (gates("weak", seed, attack="a"), subspace("weak", seed, attack="a"))]
+    rows += [control(name, seed=seed) for name in ("random", "activation energy", "Fisher") for seed in SEEDS[1:]]
+    rows += [rank_control("random subspace", seed=seed) for seed in SEEDS[1:]]
+    rows += [
+        ablation(kinds) for kinds in (("ffn",), ("norm",), ("attn",), ("ffn", "attn"), ("norm", "attn"), ("ffn", "norm", "attn"))
+    ]
+    rows += [ablation(("ffn", "norm"), stream=stream) for stream in ("context_block", "x_block")]
+    rows += [sweep(beta) for beta in (0.1, 0.5, 10.0)]
+    rows += [subspace("custom", threshold=t, attack="a") for t in (0.003, 0.005, 0.012, 0.02, 0.03)]
+    rows += [both("strong", threshold=t, attack="a") for t in (0.005, 0.01)]
+    rows += [gates(preset, objective="scores", attack="a") for preset in ("medium", "strong")]
+    rows += [gates("strong", objective="trajectory", attack="a"), gates("medium", objective="trajectory")]
+    rows += [gates("medium", strength=s) for s in STRENGTHS]
+    return rows
