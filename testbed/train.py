@@ -94,6 +94,8 @@ def main(argv=None):
     parser.add_argument("--minutes-between-checkpoints", type=float, default=4)
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile (about 1.6x slower)")
     args = parser.parse_args(argv)
+    if args.init and args.model == "unet":
+        parser.error("--init: only the first testbed can be trained on from a file; leave it out, or choose --model mmdit")
 
     torch.manual_seed(args.seed)
     pictures = Pictures(fetch_emoji(args.work / "emoji"))

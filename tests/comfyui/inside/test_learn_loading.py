@@ -7,6 +7,7 @@ import pytest
 import torch
 from uniforget_pack.uniforget.hosts import comfy as host
 from uniforget_pack.uniforget.hosts.comfy import apply_mask, sites_of
+from uniforget_pack.uniforget.hosts.comfy_subspace import apply_subspace
 from uniforget_pack.uniforget.learn import Settings
 from uniforget_pack.uniforget.maskset import MaskInfo
 
@@ -49,7 +50,7 @@ def streamed(model):
     return sum(len(getattr(m, "weight_function", ())) for m in model.model.diffusion_model.modules())
 
 
-@pytest.mark.parametrize("objective", ["stepwise", "trajectory", "scores"])
+@pytest.mark.parametrize("objective", ["stepwise", "trajectory", "scores", "subspace"])
 @pytest.mark.parametrize("share", [0.0, 0.6])
 def test_little_memory_learns_the_same_mask(budget, share, objective):
     plain = zoo.patcher(NAME)
@@ -70,6 +71,10 @@ def test_little_memory_learns_the_same_mask(budget, share, objective):
         found = learn(patched, objective=objective)
     assert min(seen) > 0 and (share == 0 or max(seen) < len(patched.patches)), "weights must have been streamed"
     assert 0 < wanted.mask.off_share() < 1
+    if objective == "subspace":
+        for name, basis in wanted.mask.bases.items():
+            torch.testing.assert_close(found.mask.bases[name].energy, basis.energy, rtol=1e-3, atol=1e-5)
+        return
     assert agreement(found.mask, wanted.mask) > 0.99
     if objective != "scores":
         assert found.curve[0].reconstruction == pytest.approx(wanted.curve[0].reconstruction, rel=1e-4)
@@ -86,6 +91,24 @@ def test_formats(files, kind, objective):
     assert 0 < wanted.mask.off_share() < 1
     assert agreement(found.mask, wanted.mask) > 0.97
     assert torch.equal(predict(model), before), "the model must be as it was"
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp8_e4m3fn", "scaled fp8", "mixed fp8"])
+def test_a_subspace_of_weights_in_few_bits(files, kind):
+    """It is that of a model whose weights are those very numbers; applied, the model computes with projected weights."""
+    model = load(files, kind)
+    before = predict(model)
+    plain = twin(numbers(model))
+    wanted = learn(plain, objective="subspace", threshold=0.02).mask
+    found = learn(model, objective="subspace", threshold=0.02).mask
+    assert found.shared == wanted.shared and found.off_share() == pytest.approx(wanted.off_share(), abs=0.02)
+    assert torch.equal(predict(model), before), "the model must be as it was"
+    same = predict(apply_subspace(plain, wanted))
+    moved = predict(apply_subspace(model, found))
+    assert not torch.equal(moved, before)
+    assert (moved - same).norm() < 0.5 * (moved - before).norm()
+    management.unload_all_models()
+    assert torch.equal(predict(model), before), "the original weights must come back"
 
 
 def agreement(one, other):
