@@ -132,19 +132,37 @@ def applied(patcher) -> list[dict]:
     return list(patcher.get_attachment(ATTACHMENT) or [])
 
 
-def _thaw(module: nn.Module) -> None:
+def _thaw(module: nn.Module) -> list[tuple[nn.Module, str]]:
     """Replace inference-mode parameters and buffers by ordinary copies, one module at a time so that memory stays flat.
 
     ComfyUI loads models under ``torch.inference_mode()``; autograd refuses such tensors, and only replacing them helps.
+
+    Returns:
+        those replaced whose tensors are of a class of their own, for :func:`_refreeze`.
     """
+    own = []
     with torch.inference_mode(False):
         for part in module.modules():
             for name, parameter in list(part._parameters.items()):
                 if parameter is not None and parameter.is_inference():
+                    if type(parameter.data) is not torch.Tensor:
+                        own.append((part, name))
                     part._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
             for name, buffer in list(part._buffers.items()):
                 if buffer is not None and buffer.is_inference():
                     part._buffers[name] = buffer.clone()
+    return own
+
+
+def _refreeze(thawed: Iterable[tuple[nn.Module, str]]) -> None:
+    """Turn weights that :func:`_thaw` named back into inference tensors, as ComfyUI loaded them.
+
+    ComfyUI lists a model's weights under ``torch.inference_mode()``, where ordinary tensors of classes of their own (mixed fp8)
+    cannot be detached.
+    """
+    with torch.inference_mode():
+        for part, name in thawed:
+            part._parameters[name] = nn.Parameter(part._parameters[name].clone(), requires_grad=False)
 
 
 def _thawed(value):
@@ -244,8 +262,11 @@ class _LearnSampler(comfy.samplers.Sampler):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         with torch.inference_mode(False), torch.enable_grad():
-            _thaw(model_wrap.inner_model)
-            self.result = self.run(model_wrap, sigmas, latent_image.clone(), extra_args["model_options"])
+            own = _thaw(model_wrap.inner_model)
+            try:
+                self.result = self.run(model_wrap, sigmas, latent_image.clone(), extra_args["model_options"])
+            finally:
+                _refreeze(own)
         return latent_image
 
 

@@ -91,6 +91,7 @@ def test_formats(files, kind, objective):
     assert 0 < wanted.mask.off_share() < 1
     assert agreement(found.mask, wanted.mask) > 0.97
     assert torch.equal(predict(model), before), "the model must be as it was"
+    assert not torch.equal(predict(apply_mask(model, found.mask)), before)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8_e4m3fn", "scaled fp8", "mixed fp8"])
