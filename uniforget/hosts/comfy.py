@@ -162,7 +162,7 @@ def _refreeze(thawed: Iterable[tuple[nn.Module, str]]) -> None:
     """
     with torch.inference_mode():
         for part, name in thawed:
-            part._parameters[name] = nn.Parameter(part._parameters[name].clone(), requires_grad=False)
+            part._parameters[name] = nn.Parameter(part.get_parameter(name).clone(), requires_grad=False)
 
 
 def _thawed(value):
