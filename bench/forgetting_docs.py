@@ -103,7 +103,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 continue
             ours = not method.startswith("control")
             xs, ys = ([100 * p[k][0] for p in points] for k in (0, 1))
-            bars = [[100 * (p[1][0] - p[1][1]) for p in points], [100 * (p[1][2] - p[1][0]) for p in points]]
+            bars = [[100 * max(0.0, way * (p[1][k] - p[1][0])) for p in points] for k, way in ((1, -1), (2, 1))]
             panel.errorbar(
                 xs, ys, yerr=bars, fmt="o" if ours else "x", markersize=7 if ours else 6, color=f"C{i % 10}", alpha=0.85,
                 elinewidth=0.8, label=method,
