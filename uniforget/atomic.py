@@ -20,6 +20,7 @@ def replace(path: Path, content: bytes) -> None:
         # Not tempfile: its files are readable by their owner only, whatever the user's umask says.
         with open(temporary, "xb") as file:
             file.write(content)
+            file.flush()
 
     replace_by(path, write)
 

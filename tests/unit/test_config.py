@@ -34,7 +34,7 @@ def test_the_message_names_setting_range_and_value():
     with pytest.raises(SettingError) as caught:
         config.LEARN["width"].check(515)
     assert str(caught.value) == "Setting 'width': expected a whole number from 64 to 2048 in steps of 8; found 515."
-    with pytest.raises(SettingError, match="expected one of 'stepwise', 'trajectory', 'scores'; found 'magic'"):
+    with pytest.raises(SettingError, match="expected one of 'stepwise', 'trajectory', 'scores', 'subspace'; found 'magic'"):
         config.LEARN["objective"].check("magic")
 
 
@@ -65,7 +65,7 @@ def test_presets_set_beta_and_custom_leaves_it():
 
 def test_the_choices_are_those_the_engine_knows():
     assert set(config.LEARN["targets"].choices) == set(TARGETS)
-    assert set(config.LEARN["objective"].choices) == {*OBJECTIVES, "scores"}
+    assert set(config.LEARN["objective"].choices) == {*OBJECTIVES, "scores", "subspace"}
     assert set(config.LEARN["memory"].choices) == set(memory.MODES)
     assert {"beta", *config.SETTINGS, "noises", "harden"} == {f.name for f in dataclasses.fields(Settings)}
     assert set(config.LEARN["preset"].choices) == {*config.PRESETS, "custom"}
