@@ -127,14 +127,14 @@ def test_prompts_of_different_lengths_are_learned_together(demo, monkeypatch):
     monkeypatch.setattr(demo.clip, "encode_from_tokens_scheduled", some_longer)
     checked = []
 
-    def check(model, *rest):
+    def check(model, *rest, **more):
         """The model that learning got: a mixed batch must be what its pictures are alone."""
         x, sigma = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([0.9, 0.7, 0.5, 0.3])
         which = [0, 2, -1, 1]
         with torch.no_grad():
             alone = torch.cat([model.denoise(x[i : i + 1], sigma[i : i + 1], [w]) for i, w in enumerate(which)])
             checked.append((model.denoise(x, sigma, which) - alone).abs().max().item())
-        return real(model, *rest)
+        return real(model, *rest, **more)
 
     real = host.learn
     monkeypatch.setattr(host, "learn", check)
