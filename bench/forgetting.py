@@ -11,8 +11,8 @@ Columns: ``copies`` (share of samples from memorized captions that are copies, C
 one neutral prompt, over the original's); ``copies_after_attack`` (text embeddings optimized for 50 steps from the memorized
 caption), ``copies_after_attack_noise`` (from noise), ``control_after_attack`` (the same attack for never-seen pictures),
 ``copies_after_500``; ``copies_after_finetune`` (100 steps on the original's own neutral pictures); ``copies_indirect`` (partial,
-shuffled and incomplete captions). ``off_*``: share of gates, or of directions, switched off. Empty: not measured for this row.
-The full run takes about five hours on two cores, ``--quick`` under ten minutes.
+shuffled and incomplete captions). ``off_*``: share of gates, or of directions, switched off (of both together: the gates). Empty: not measured for this row.
+Not timed yet: by the first rows, the full run takes about five hours on two cores.
 """
 
 from __future__ import annotations

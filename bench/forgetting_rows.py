@@ -60,7 +60,7 @@ def both(preset: str, seed: int = 0, strength: float = 1.0, threshold: float = T
         mask = mask_of(bed, preset, seed)
         base = bed.edited(mask)
         found = bed.learned(f"subspace on gates {preset}", seed, preset="weak", objective="subspace", base=base).at(threshold)
-        return bed.edited(found, strength, bed.edited(mask, strength)), found
+        return bed.edited(found, strength, bed.edited(mask, strength)), mask
 
     note = "" if threshold == TOGETHER else f"threshold {threshold:g}"
     return Row("gates + subspace", build, "stepwise + subspace", preset, strength, seed, note=note, attack=attack)

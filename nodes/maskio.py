@@ -8,8 +8,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..uniforget import files
+from ..uniforget import files, maskfile
 from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError, UniForgetError
+from ..uniforget.subspace import subspacefile
 from .inputs import CATEGORY, MaskType, show
 
 FOLDER = "uniforget"
@@ -104,8 +105,11 @@ def _is_plain(part):
 
 
 def _fingerprint(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """What changes with a file: a mask's bytes; of a subspace, which can have gigabytes, size and time."""
+    if subspacefile.is_subspace(path):
+        status = os.stat(path)
+        return f"{path} {status.st_size} {status.st_mtime_ns}"
+    return hashlib.sha256(maskfile.read_bytes(path)).hexdigest()
 
 
 class LoadMask(io.ComfyNode):
@@ -132,7 +136,9 @@ class LoadMask(io.ComfyNode):
     def validate_inputs(cls, mask_name):
         try:
             if mask_name is not None:  # None: another node chooses the mask, and execute checks it
-                files.load(find_mask(mask_name))
+                path = find_mask(mask_name)
+                if not subspacefile.is_subspace(path):  # which can have gigabytes: execute checks it
+                    maskfile.load(path)
         except UniForgetError as error:
             return str(error)
         return True

@@ -113,17 +113,25 @@ def apply_mask(patcher, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[
         scales[weight] = (*scales.get(weight, ()), edit.shaped(len(parameters[edit.weight].shape)))
         if edit.axis == "out" and parameters.get(edit.bias) is not None:
             scales[PREFIX + edit.bias] = (edit.scale,)
-    patches = {key: MaskAdapter(set(), scale) for key, scale in scales.items()}
+    return attach(patcher, {key: MaskAdapter(set(), scale) for key, scale in scales.items()}, mask.digest(), strength)
+
+
+def attach(patcher, patches: Mapping[str, comfy.weight_adapter.WeightAdapterBase], digest: str, strength: float):
+    """A clone of the ModelPatcher with `patches` behind those that it has, and a note of what they are.
+
+    Raises:
+        MismatchError: ComfyUI did not take every patch.
+    """
     clone = patcher.clone()
     if patches:
-        landed = set(clone.add_patches(patches))
+        landed = set(clone.add_patches(dict(patches)))
         lost = [key for key in patches if key not in landed]
         if lost:
             raise MismatchError(
                 f"ComfyUI took {len(landed)} of the mask's {len(patches)} weight patches; refused: {', '.join(lost[:5])}. "
                 "Another node may have replaced parts of this model: apply the mask before that node."
             )
-    clone.set_attachments(ATTACHMENT, [*applied(patcher), {"mask": mask.digest(), "strength": strength}])
+    clone.set_attachments(ATTACHMENT, [*applied(patcher), {"mask": digest, "strength": strength}])
     return clone
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 import comfy.weight_adapter
 
-from ..errors import MismatchError
 from ..subspace import Layer, Subspace, effective, find_layers, match_layers, project
-from .comfy import ATTACHMENT, PREFIX, applied
+from .comfy import PREFIX, attach
 
 
 class SubspaceAdapter(comfy.weight_adapter.WeightAdapterBase):
@@ -59,14 +58,4 @@ def apply_subspace(patcher, subspace: Subspace, strength: float = 1.0, per_kind:
         if layer.name in edits
         for path in layer.paths
     }
-    clone = patcher.clone()
-    if patches:
-        landed = set(clone.add_patches(patches))
-        lost = [key for key in patches if key not in landed]
-        if lost:
-            raise MismatchError(
-                f"ComfyUI took {len(landed)} of the subspace's {len(patches)} weight patches; refused: {', '.join(lost[:5])}. "
-                "Another node may have replaced parts of this model: apply the subspace before that node."
-            )
-    clone.set_attachments(ATTACHMENT, [*applied(patcher), {"mask": subspace.digest(), "strength": strength}])
-    return clone
+    return attach(patcher, patches, subspace.digest(), strength)

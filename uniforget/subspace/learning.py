@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from .layers import Layer
 from .moments import Moments, collect, distinct, passes, size
 from .subspace import Basis, Subspace, basis_of
 
-# Share of the energy on neutral prompts that is given up. Chosen on the testbeds: docs/forgetting.md.
+# Share of the energy on neutral prompts that is given up. Provisional: bench.forgetting has measured strong only.
 PRESETS = {"weak": 0.007, "medium": 0.01, "strong": 0.015}
 # What a learned subspace can still be moved between.
 LOW, HIGH = 0.003, 0.03
@@ -70,7 +71,7 @@ def learn_subspace(
     """Watch the untouched model on neutral prompts, and keep the directions that its Linears use.
 
     Args:
-        file: where unfinished sums are kept: a cancelled run goes on with the group of layers that it was at.
+        file: where unfinished sums are kept: a cancelled run goes on from the last ones saved.
         tell: is told the plan before anything starts.
         room: bytes for sums; 0: half of what is free. The result does not depend on it.
 
@@ -88,7 +89,9 @@ def learn_subspace(
     bases: dict[str, Basis] = {}
     shared: dict[str, str] = {}
     for number, group in enumerate(groups):
-        part = file.with_name(f"{file.stem}.{number}of{len(groups)}.safetensors") if file else None
+        # Named by its layers: with more or less memory free, another run groups them otherwise.
+        names = hashlib.sha256("\n".join(layer.name for layer in group).encode()).hexdigest()[:12]
+        part = file.with_name(f"{file.stem}.{names}.{shards.rank()}of{shards.world()}.safetensors") if file else None
 
         def along(p: Progress, number: int = number) -> None:
             report(replace(p, step=number * p.steps + p.step, steps=len(groups) * p.steps))
@@ -107,7 +110,7 @@ def learn_subspace(
     )  # fmt: skip
     result = Subspace(bases, shared, kinds, threshold, info, low, high)
     if file and not shards.rank():
-        for path in file.parent.glob(f"{file.stem}.*of*.safetensors"):
+        for path in file.parent.glob(f"{file.stem}.*.safetensors"):
             path.unlink(missing_ok=True)
     return result
 

@@ -191,7 +191,8 @@ def collect(
 
     Args:
         rows: which trajectories (as :func:`uniforget.learn.teacher.record_teacher` counts them); None: this process' share of all.
-        file: where unfinished sums are kept, every few minutes and when cancelled; a run that finds them goes on from there.
+        file: where unfinished sums are kept, every few minutes, and when it is
+            cancelled between two batches; a run that finds them goes on from there.
     """
     noises = settings.noises or 1
     which = [p for _ in range(noises) for p in range(model.prompts)]

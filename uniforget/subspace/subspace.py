@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from ..errors import MaskError, MismatchError
 from ..maskset import MaskInfo
 from .layers import Layer
-from .moments import SKETCH, Moments, probe
+from .moments import Moments, probe
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +110,6 @@ class Subspace:
                 or count > basis.width
             ):
                 raise MaskError(f"Layer {name}: its {tuple(basis.vectors.shape)} vectors do not fit {basis.width} inputs.")
-            if not bool(torch.isfinite(basis.energy).all()) or not bool(torch.isfinite(basis.vectors).all()):
-                raise MaskError(f"Layer {name}: its vectors or energies are no numbers.")
 
     def at(self, threshold: float) -> Subspace:
         """The same directions with another threshold.
@@ -189,7 +187,7 @@ def basis_of(moments: torch.Tensor, trace: float, device: torch.device | str = "
         found = moments.to(device, torch.float64)
         omega = probe(width, device).double()
         # Shifted a little, so that the core is positive definite in floating point.
-        shift = 1e-9 * max(trace, 1e-30) / math.sqrt(SKETCH)
+        shift = 1e-9 * max(trace, 1e-30) / math.sqrt(columns)
         found = found + shift * omega
         factor = torch.linalg.cholesky(omega.T @ found)
         left, singular, _ = torch.linalg.svd(torch.linalg.solve_triangular(factor, found.T, upper=False).T, full_matrices=False)
@@ -207,17 +205,13 @@ def subspace_of(
     threshold: float,
     info: MaskInfo,
     device: torch.device | str = "cpu",
-    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Subspace:
-    """The subspace that moments span. `report` is told after every basis.
+    """The subspace that moments span.
 
     Raises:
         MaskError: the threshold is out of range.
     """
-    bases: dict[str, Basis] = {}
-    for i, (name, found) in enumerate(moments.sums.items()):
-        bases[name] = basis_of(found, moments.traces[name], device)
-        report(i + 1, len(moments.sums))
+    bases = {name: basis_of(found, moments.traces[name], device) for name, found in moments.sums.items()}
     kinds = {layer.name: layer.kind for layer in layers}
     shared = {name: moments.shared[name] for name in kinds if name in moments.shared}
     return Subspace(bases, shared, {n: kinds[n] for n in shared}, threshold, info)

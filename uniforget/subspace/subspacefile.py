@@ -149,4 +149,7 @@ def _basis(file: Any, base: str, first: int, missed: float, name: str) -> Basis:
     shape, size = vectors.get_shape(), energy.get_shape()
     if len(shape) != 2 or len(size) != 1 or shape[0] != size[0] or not 0 < size[0] <= MAX_WIDTH or shape[1] > shape[0]:
         _bad(name, f"{base}: vectors {tuple(shape)} and energies {tuple(size)} do not fit together")
-    return Basis(file.get_tensor(f"{base}.vectors").clone(), file.get_tensor(f"{base}.energy").clone(), first, missed)
+    found = Basis(file.get_tensor(f"{base}.vectors").clone(), file.get_tensor(f"{base}.energy").clone(), first, missed)
+    if not bool(torch.isfinite(found.energy).all()) or not bool(torch.isfinite(found.vectors).all()):
+        _bad(name, f"{base}: its vectors or energies are no numbers")
+    return found
