@@ -83,6 +83,8 @@ def _cpu() -> str:
 
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Figures into a file, with its folder."""
+    """Figures into a file, with its folder; whoever reads it meanwhile finds the old or the new ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

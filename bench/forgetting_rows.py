@@ -15,6 +15,13 @@ from .forgetting import STRENGTHS, TOGETHER, Bed, Row
 SEEDS = (0, 1, 2)
 SCALES = (0.5, 0.75, 1.0)
 EVERYTHING = "ancfi"
+# Sampling seeds of rows beside the main ones.
+FEW = 6
+
+
+def samples(strength: float, attack: str) -> int:
+    """Sampling seeds of one of our own rows."""
+    return 16 if strength == 1 and attack else FEW
 
 
 def original(attack: str = EVERYTHING) -> Row:
@@ -29,7 +36,7 @@ def gates(preset: str, seed: int = 0, strength: float = 1.0, objective: str = "s
         mask = mask_of(bed, preset, seed, objective)
         return bed.edited(mask, strength), mask
 
-    return Row("gates", build, objective, preset, strength, seed, attack=attack)
+    return Row("gates", build, objective, preset, strength, seed, attack=attack, samples=samples(strength, attack))
 
 
 def mask_of(bed: Bed, preset: str, seed: int = 0, objective: str = "stepwise") -> MaskSet:
@@ -50,7 +57,7 @@ def subspace(preset: str, seed: int = 0, strength: float = 1.0, threshold: float
         return bed.edited(found, strength), found
 
     note = f"threshold {threshold:g}" if threshold else ""
-    return Row("subspace", build, "subspace", preset, strength, seed, note=note, attack=attack)
+    return Row("subspace", build, "subspace", preset, strength, seed, note=note, attack=attack, samples=samples(strength, attack))
 
 
 def both(preset: str, seed: int = 0, strength: float = 1.0, threshold: float = TOGETHER, attack: str = "") -> Row:
@@ -63,7 +70,17 @@ def both(preset: str, seed: int = 0, strength: float = 1.0, threshold: float = T
         return bed.edited(found, strength, bed.edited(mask, strength)), mask
 
     note = "" if threshold == TOGETHER else f"threshold {threshold:g}"
-    return Row("gates + subspace", build, "stepwise + subspace", preset, strength, seed, note=note, attack=attack)
+    return Row(
+        "gates + subspace",
+        build,
+        "stepwise + subspace",
+        preset,
+        strength,
+        seed,
+        note=note,
+        attack=attack,
+        samples=samples(strength, attack),
+    )
 
 
 def control(name: str, preset: str = "strong", scale: float = 1.0, seed: int = 0, attack: str = "") -> Row:
@@ -91,7 +108,7 @@ def control(name: str, preset: str = "strong", scale: float = 1.0, seed: int = 0
         return network, mask
 
     note = f"sparsity x {scale:g}" if scale != 1 else ""
-    return Row(f"control: {name}", build, "", preset, 1.0, seed, name == "contrastive", note, attack)
+    return Row(f"control: {name}", build, "", preset, 1.0, seed, name == "contrastive", note, attack, FEW)
 
 
 def rank_control(name: str, preset: str = "strong", seed: int = 0, attack: str = "") -> Row:
@@ -102,7 +119,7 @@ def rank_control(name: str, preset: str = "strong", seed: int = 0, attack: str =
         found = controls.random_subspace(model, like, seed) if name == "random subspace" else controls.svd_subspace(model, like)
         return bed.edited(found), found
 
-    return Row(f"control: {name}", build, "", preset, 1.0, seed, attack=attack)
+    return Row(f"control: {name}", build, "", preset, 1.0, seed, attack=attack, samples=FEW)
 
 
 def ablation(kinds: tuple[str, ...], preset: str = "medium", stream: str = "", attack: str = "") -> Row:
@@ -114,7 +131,7 @@ def ablation(kinds: tuple[str, ...], preset: str = "medium", stream: str = "", a
         return bed.edited(mask), mask
 
     where = {"": "", "context_block": ", text stream", "x_block": ", image stream"}[stream]
-    return Row("gates", build, "stepwise", preset, note=f"only {' + '.join(kinds)}{where}", attack=attack)
+    return Row("gates", build, "stepwise", preset, note=f"only {' + '.join(kinds)}{where}", attack=attack, samples=FEW)
 
 
 def sweep(beta: float, attack: str = "") -> Row:
@@ -124,7 +141,7 @@ def sweep(beta: float, attack: str = "") -> Row:
         mask = bed.learned(f"beta {beta:g}", 0, beta=beta)
         return bed.edited(mask), mask
 
-    return Row("gates", build, "stepwise", "custom", note=f"beta {beta:g}", attack=attack)
+    return Row("gates", build, "stepwise", "custom", note=f"beta {beta:g}", attack=attack, samples=FEW)
 
 
 def quick() -> list[Row]:
@@ -144,33 +161,33 @@ def quick() -> list[Row]:
 
 def full(testbed: str) -> list[Row]:
     """Everything; on the second testbed the same, smaller."""
-    presets = ("strong", "medium", "weak")
     rows = [original()]
     for seed in SEEDS:
-        for preset in presets[:2]:
-            rows += [gates(preset, seed, attack="a" if seed else EVERYTHING)]
-            rows += [subspace(preset, seed, attack="a" if seed else EVERYTHING)]
-        rows += [both("strong", seed, attack="a" if seed else EVERYTHING)]
-    rows += [control(name, seed=0) for name in ("random", "magnitude", "activation energy", "OBS", "OBS, compensated", "Fisher")]
+        attack = "a" if seed else EVERYTHING
+        rows += [
+            gates("strong", seed, attack=attack),
+            both("strong", seed, attack=attack),
+            subspace("strong", seed, attack=attack),
+        ]
+    rows += [control(name) for name in ("random", "activation energy", "OBS, compensated", "Fisher", "magnitude", "OBS")]
     rows += [control("contrastive"), rank_control("random subspace"), rank_control("weight SVD")]
-    rows += [gates("strong", strength=s) for s in STRENGTHS] + [subspace("strong", strength=s) for s in STRENGTHS]
-    rows += [both("strong", strength=s) for s in STRENGTHS]
-    controls_at = ("random", "activation energy", "OBS", "OBS, compensated", "Fisher", "magnitude")
-    rows += [control(name, scale=s) for name in controls_at for s in SCALES[:-1]]
+    for seed in SEEDS:
+        rows += [subspace("medium", seed, attack="a"), gates("medium", seed, attack="a")]
+    for s in STRENGTHS:
+        rows += [gates("strong", strength=s), subspace("strong", strength=s), both("strong", strength=s)]
+    rows += [control(name, scale=s) for name in ("random", "activation energy", "Fisher", "magnitude") for s in SCALES[:-1]]
     if testbed == "unet":
         return rows
-    rows += [both("strong", attack="lk"), gates("strong", attack="lk"), subspace("strong", attack="lk")]
-    rows += [row for seed in SEEDS for row in (gates("weak", seed, attack="a"), subspace("weak", seed, attack="a"))]
+    rows += [both("strong", threshold=t, attack="a") for t in (0.002, 0.004, 0.006)]
+    rows += [both("strong", attack="lk")]
     rows += [control(name, seed=seed) for name in ("random", "activation energy", "Fisher") for seed in SEEDS[1:]]
     rows += [rank_control("random subspace", seed=seed) for seed in SEEDS[1:]]
+    rows += [subspace("custom", threshold=t, attack="a") for t in (0.003, 0.005, 0.012, 0.02, 0.03)]
+    rows += [gates(preset, objective="scores", attack="a") for preset in ("medium", "strong")]
     rows += [
         ablation(kinds) for kinds in (("ffn",), ("norm",), ("attn",), ("ffn", "attn"), ("norm", "attn"), ("ffn", "norm", "attn"))
     ]
     rows += [ablation(("ffn", "norm"), stream=stream) for stream in ("context_block", "x_block")]
     rows += [sweep(beta) for beta in (0.1, 0.5, 10.0)]
-    rows += [subspace("custom", threshold=t, attack="a") for t in (0.003, 0.005, 0.012, 0.02, 0.03)]
-    rows += [both("strong", threshold=t, attack="a") for t in (0.005, 0.01)]
-    rows += [gates(preset, objective="scores", attack="a") for preset in ("medium", "strong")]
-    rows += [gates("strong", objective="trajectory", attack="a"), gates("medium", objective="trajectory")]
-    rows += [gates("medium", strength=s) for s in STRENGTHS]
+    rows += [gates("weak", attack="a"), subspace("weak", attack="a"), gates("strong", objective="trajectory", attack="a")]
     return rows

@@ -78,8 +78,9 @@ class Judge:
         """Bool (n,): the picture is a copy of the memorized item whose caption it was made from."""
         return self.distance_ratio(pictures, captions) <= 1
 
+    @torch.autocast("cpu", enabled=False)
     def right(self, pictures, subjects, backgrounds):
-        """Bool (n,): the picture shows the subject on the background (textures: background ``""``)."""
+        """Bool (n,): the picture shows the subject on the background (textures: background ``""``). Always judged in float32."""
         subject, background = self.classifier(to_tensor(pictures))
         want = torch.tensor([SUBJECTS.index(s) for s in subjects])
         behind = torch.tensor([BACKGROUNDS.index(b) for b in backgrounds])

@@ -188,7 +188,7 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
     class Bed:
         name = "mmdit"
 
-        def measure(self, network):
+        def measure(self, network, samples):
             return {"copies": 0.5}
 
         def attacked(self, network, which):

@@ -21,7 +21,7 @@ from .subspace import Basis, Subspace, basis_of
 # Share of the energy on neutral prompts that is given up. Provisional: bench.forgetting has measured strong only.
 PRESETS = {"weak": 0.007, "medium": 0.01, "strong": 0.015}
 # What a learned subspace can still be moved between.
-LOW, HIGH = 0.003, 0.03
+LOW, HIGH = 0.002, 0.03
 # Bytes for the sums of one pass where free memory cannot be told.
 UNKNOWN = 4 << 30
 
