@@ -19,6 +19,7 @@ from uniforget_pack.nodes.apply import ApplyMask
 from uniforget_pack.uniforget.fingerprint import same_base, similarity
 from uniforget_pack.uniforget.fold import fold
 from uniforget_pack.uniforget.hosts.comfy import apply_mask, base_fingerprint
+from uniforget_pack.uniforget.hosts.comfy_subspace import apply_subspace
 
 import nodes
 from tests.comfyui.inside import zoo
@@ -257,3 +258,25 @@ def test_learning_on_gguf(city96, files, kind, objective):
     assert agreement(found.mask, wanted.mask) > 0.97 and 0 < wanted.mask.off_share() < 1
     management.load_models_gpu([model])
     assert torch.equal(zoo.predict(NAME, model.model), before)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_a_subspace_of_gguf(city96, files, kind):
+    """Learned and applied as on a model whose weights are the very numbers that are unpacked."""
+    (files.at / "diffusion_models").mkdir()
+    write_gguf(files.at / "diffusion_models" / "small.gguf", kind)
+    model = run(city96["UnetLoaderGGUF"], unet_name="small.gguf")
+    management.load_models_gpu([model])
+    before = zoo.predict(NAME, model.model)
+    same = unpacked(model)
+    wanted = learn(same, objective="subspace", threshold=0.02).mask
+    found = learn(model, objective="subspace", threshold=0.02).mask
+    assert found.shared == wanted.shared and found.off_share() == pytest.approx(wanted.off_share(), abs=0.02)
+
+    def predict(patcher):
+        management.load_models_gpu([patcher])
+        return zoo.predict(NAME, patcher.model)
+
+    moved = predict(apply_subspace(model, wanted))
+    assert difference(moved, predict(apply_subspace(same, wanted))) < 1e-4 and difference(moved, before) > 0.01
+    assert torch.equal(predict(model), before)

@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_told(demo, learned):
         CombineMasks.execute(learned, **{name: p.default for name, p in config.COMBINE.items()}, mask_b=demo.mask())
     with pytest.raises(SettingError, match="a mask of gates, which has no threshold"):
         SetThreshold.execute(demo.mask(), 0.01)
-    with pytest.raises(SettingError, match=r"'threshold': .*expected 0\.003 to 0\.03"):
+    with pytest.raises(SettingError, match=r"'threshold': .*expected 0\.002 to 0\.03"):
         SetThreshold.execute(learned, 0.1)
     with pytest.raises(MismatchError, match="family 'sd3'.*family 'sd1'"):
         apply(zoo.patcher("sd1"), learned)
