@@ -62,6 +62,7 @@ class Size:
     prompts: int = 0
 
 
+SECOND = Size(seeds=8, neutral=64, neutral_seeds=2, attacked=11)
 QUICK = Size(seeds=4, neutral=48, neutral_seeds=2, attacked=6, steps=120, prompts=96)
 
 
@@ -290,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("mmdit", "unet") if options.testbed == "both" else (options.testbed,):
         if options.quick and name == "unet":
             continue
-        bed = Bed(name, QUICK if options.quick else Size(), options.work)
+        bed = Bed(name, QUICK if options.quick else {"mmdit": Size(), "unet": SECOND}[name], options.work)
         run(bed, quick() if options.quick else full(name), options.json, options.only)
     return 0
 

@@ -9,7 +9,7 @@ from uniforget.maskset import MaskSet
 from uniforget.subspace import Subspace
 from uniforget.subspace.learning import PRESETS as SUBSPACE
 
-from . import controls
+from . import beyond, controls
 from .forgetting import STRENGTHS, TOGETHER, Bed, Row
 
 SEEDS = (0, 1, 2)
@@ -144,6 +144,11 @@ def sweep(beta: float, attack: str = "") -> Row:
     return Row("gates", build, "stepwise", "custom", note=f"beta {beta:g}", attack=attack, samples=FEW)
 
 
+def tried(name: str, how: Any, preset: str = "custom") -> Row:
+    """A way that the product does not go."""
+    return Row(f"tried: {name}", how, "", preset, attack="a", samples=FEW)
+
+
 def quick() -> list[Row]:
     """A look in under ten minutes."""
     return [
@@ -178,6 +183,10 @@ def full(testbed: str) -> list[Row]:
     rows += [control(name, scale=s) for name in ("random", "activation energy", "Fisher", "magnitude") for s in SCALES[:-1]]
     if testbed == "unet":
         return rows
+    rows += [tried(f"gates on directions, {p}", lambda bed, p=p: beyond.eigen_gates(bed, p), p) for p in ("medium", "strong")]
+    rows += [tried(f"output side, {t:g}", lambda bed, t=t: beyond.output_side(bed, t)) for t in (0.002, 0.01)]
+    rows += [tried(f"shrinkage, {t:g}", lambda bed, t=t: beyond.shrinkage(bed, t)) for t in (0.002, 0.01)]
+    rows += [tried(f"wider prompts, {t:g}", lambda bed, t=t: beyond.wider(bed, t)) for t in (0.015,)]
     rows += [both("strong", threshold=t, attack="a") for t in (0.002, 0.004, 0.006)]
     rows += [both("strong", attack="lk")]
     rows += [control(name, seed=seed) for name in ("random", "activation energy", "Fisher") for seed in SEEDS[1:]]
