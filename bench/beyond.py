@@ -63,7 +63,8 @@ def eigen_gates(bed: Any, preset: str, seed: int = 0) -> tuple[Any, MaskSet]:
         model.sites.append(Site(name, "ffn", len(vectors), places))
     model.modules = dict(network.named_modules())
     info = MaskInfo(family=model.family.name, base="", beta=PRESETS[preset], preset=preset, targets=("ffn",), seed=seed)
-    mask = learn(model, bed.settings(seed, beta=PRESETS[preset]), info).mask
+    with torch.autocast("cpu", torch.bfloat16):
+        mask = learn(model, bed.settings(seed, beta=PRESETS[preset]), info).mask
     out = copy.deepcopy(bed.network)
     for name, found in paths.items():
         kept = whole.bases[name].vectors[:, mask.gates[name] >= 0.5]

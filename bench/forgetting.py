@@ -12,8 +12,7 @@ one neutral prompt, over the original's); ``copies_after_attack`` (text embeddin
 caption), ``copies_after_attack_noise`` (from noise), ``control_after_attack`` (the same attack for never-seen pictures),
 ``copies_after_500``; ``copies_after_finetune`` (100 steps on the original's own neutral pictures); ``copies_indirect`` (partial,
 shuffled and incomplete captions). ``off_*``: share of gates, or of directions, switched off (of both together: the gates). Empty: not measured for this row.
-``samples``: sampling seeds per memorized caption. Masks are learned in float32, as the product does on a CPU; pictures are drawn and
-attacks run under bfloat16 autocast, as on a GPU, which halves the time.
+``samples``: sampling seeds per memorized caption. Models run in bfloat16 (autocast), as on a GPU, which halves the time.
 """
 
 from __future__ import annotations
@@ -129,7 +128,8 @@ class Bed:
         preset = changes.pop("preset", "custom")
         beta = changes.pop("beta", PRESETS.get(preset, 0.0))
         info = MaskInfo(family=model.family.name, base="", beta=beta, preset=preset, targets=kinds, seed=seed)
-        found = learn(model, self.settings(seed, beta=beta, **changes), info).mask
+        with drawing():
+            found = learn(model, self.settings(seed, beta=beta, **changes), info).mask
         path.parent.mkdir(parents=True, exist_ok=True)
         files.save(found, path)
         return found
@@ -232,7 +232,7 @@ def off_shares(edit: Any) -> dict[str, float | None]:
 
 
 def drawing() -> Any:
-    """What pictures are drawn in: bfloat16, as on a GPU."""
+    """What models run in: bfloat16, as on a GPU."""
     return torch.autocast("cpu", torch.bfloat16)
 
 

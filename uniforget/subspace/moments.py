@@ -137,7 +137,8 @@ class Collector:
         self.last = (name, x)
         values = x.detach().reshape(-1, x.shape[-1]).float()
         width = values.shape[1]
-        product = values.T @ (values @ probe(width, values.device) if width > WIDE else values)
+        with torch.autocast(values.device.type, enabled=False):  # whatever the model itself runs in
+            product = values.T @ (values @ probe(width, values.device) if width > WIDE else values)
         if name not in out.sums:
             out.sums[name] = torch.zeros(product.shape, dtype=torch.float64)
             out.traces[name] = out.counts[name] = 0.0
