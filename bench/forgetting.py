@@ -113,7 +113,7 @@ class Bed:
 
     def settings(self, seed: int, **changes: Any) -> Settings:
         """What the demo learns with."""
-        return Settings(batch=24, seed=seed, steps=self.size.steps, **changes)
+        return Settings(**{"batch": 24, "seed": seed, "steps": self.size.steps} | changes)
 
     def learned(
         self, name: str, seed: int, kinds: tuple[str, ...] = KINDS, stream: str = "", base: Any = None, **changes: Any

@@ -17,6 +17,8 @@ SCALES = (0.5, 0.75, 1.0)
 EVERYTHING = "ancfi"
 # Sampling seeds of rows beside the main ones.
 FEW = 6
+# Updates of the ablation and the sweep, half as many as usual, to be compared among each other.
+SHORT = 200
 
 
 def samples(strength: float, attack: str) -> int:
@@ -127,21 +129,23 @@ def ablation(kinds: tuple[str, ...], preset: str = "medium", stream: str = "", a
 
     def build(bed: Bed) -> tuple[Any, Any]:
         name = f"ablation {'+'.join(kinds)} {stream} {preset}"
-        mask = bed.learned(name, 0, kinds=kinds, stream=stream, preset=preset)
+        mask = bed.learned(name, 0, kinds=kinds, stream=stream, preset=preset, steps=SHORT)
         return bed.edited(mask), mask
 
     where = {"": "", "context_block": ", text stream", "x_block": ", image stream"}[stream]
-    return Row("gates", build, "stepwise", preset, note=f"only {' + '.join(kinds)}{where}", attack=attack, samples=FEW)
+    return Row(
+        "gates", build, "stepwise", preset, note=f"only {' + '.join(kinds)}{where}, {SHORT} updates", attack=attack, samples=FEW
+    )
 
 
 def sweep(beta: float, attack: str = "") -> Row:
     """Gates with another beta than the presets'."""
 
     def build(bed: Bed) -> tuple[Any, Any]:
-        mask = bed.learned(f"beta {beta:g}", 0, beta=beta)
+        mask = bed.learned(f"beta {beta:g}", 0, beta=beta, steps=SHORT)
         return bed.edited(mask), mask
 
-    return Row("gates", build, "stepwise", "custom", note=f"beta {beta:g}", attack=attack, samples=FEW)
+    return Row("gates", build, "stepwise", "custom", note=f"beta {beta:g}, {SHORT} updates", attack=attack, samples=FEW)
 
 
 def tried(name: str, how: Any, preset: str = "custom") -> Row:
@@ -194,9 +198,10 @@ def full(testbed: str) -> list[Row]:
     rows += [subspace("custom", threshold=t, attack="a") for t in (0.003, 0.005, 0.012, 0.02, 0.03)]
     rows += [gates(preset, objective="scores", attack="a") for preset in ("medium", "strong")]
     rows += [
-        ablation(kinds) for kinds in (("ffn",), ("norm",), ("attn",), ("ffn", "attn"), ("norm", "attn"), ("ffn", "norm", "attn"))
+        ablation(kinds)
+        for kinds in (("ffn", "norm"), ("ffn",), ("norm",), ("attn",), ("ffn", "attn"), ("norm", "attn"), ("ffn", "norm", "attn"))
     ]
     rows += [ablation(("ffn", "norm"), stream=stream) for stream in ("context_block", "x_block")]
-    rows += [sweep(beta) for beta in (0.1, 0.5, 10.0)]
+    rows += [sweep(beta) for beta in (0.1, 0.5, 2.0, 10.0)]
     rows += [gates("weak", attack="a"), subspace("weak", attack="a"), gates("strong", objective="trajectory", attack="a")]
     return rows

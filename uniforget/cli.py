@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 something was wrong with the input (a message says what); 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +17,11 @@ from rich.table import Table
 
 from . import __version__
 from .archs import KINDS
-from .config import LEARN, Param
-from .errors import UniForgetError
+from .config import APPLY, COMBINE, LEARN, Param
+from .errors import SettingError, UniForgetError
 from .families import FAMILIES, sizes
 
+REPOSITORY = "the repository of UniForget for ComfyUI"
 app = typer.Typer(
     name="uniforget",
     help="Make a text-to-image model forget what it memorized, without naming it.",
@@ -162,3 +164,85 @@ def learn(
     result = run(**values)
     if result is not None:
         print(json.dumps(result, indent=2) if as_json else result["summary"])
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    print(json.dumps({k: v for k, v in result.items() if k != "summary"}, indent=2) if as_json else result["summary"])
+
+
+@app.command()
+def apply(
+    model: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, or a diffusers folder.")],
+    masks: Annotated[list[Path], typer.Argument(help="Masks and subspaces, applied in this order.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the sanitized model.")],
+    strength: Annotated[float, _option(APPLY["strength"])] = APPLY["strength"].default,
+    strength_ffn: Annotated[float, _option(APPLY["strength_ffn"])] = APPLY["strength_ffn"].default,
+    strength_norm: Annotated[float, _option(APPLY["strength_norm"])] = APPLY["strength_norm"].default,
+    strength_attn: Annotated[float, _option(APPLY["strength_attn"])] = APPLY["strength_attn"].default,
+    threshold: Annotated[float, _option(LEARN["threshold"])] = LEARN["threshold"].default,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a sanitized copy of a model: masks folded into its weights, everything else byte for byte as it was."""
+    from . import filecli
+
+    uses = filecli.uses_of(masks, strength, threshold, ffn=strength_ffn, norm=strength_norm, attn=strength_attn)
+    _print(filecli.apply(model, uses, output, overwrite), as_json)
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A sanitized .safetensors file.")],
+    source: Annotated[Path | None, typer.Option(help="The file that it was made from.")] = None,
+    mask: Annotated[list[Path] | None, typer.Option(help="Subspaces that were applied; masks are inside the file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check which masks were applied to a file, at which strength, and that nothing else was changed. Exit code 1: it does not hold."""
+    from . import filecli
+
+    result = filecli.check(file, source, mask or [])
+    _print(result, as_json)
+    if not result["verified"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A mask, a subspace, a checkpoint or a diffusers folder.")],
+    hashes: Annotated[bool, typer.Option("--hashes", help="Of a model's weights, too (reads the whole file).")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a file is: a mask's kinds, blocks and origin, or a model's family and what was applied to it."""
+    from . import filecli
+
+    _print(filecli.inspect(file, hashes), as_json)
+
+
+@app.command()
+def combine(
+    mask_a: Annotated[Path, typer.Argument(help="A mask.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to save the result (.safetensors).")],
+    mask_b: Annotated[
+        Path | None, typer.Argument(help="A second mask; left out: kinds and blocks of the first are chosen.")
+    ] = None,
+    mode: Annotated[str, _option(COMBINE["mode"])] = COMBINE["mode"].default,
+    weight: Annotated[float, _option(COMBINE["weight"])] = COMBINE["weight"].default,
+    kinds: Annotated[str, _option(COMBINE["kinds"])] = COMBINE["kinds"].default,
+    blocks: Annotated[str, _option(COMBINE["blocks"])] = COMBINE["blocks"].default,
+    as_json: Json = False,
+) -> None:
+    """Make one mask out of two, or keep a part of one."""
+    from . import filecli
+
+    _print(filecli.combine(mask_a, mask_b, output, mode, weight, kinds, blocks), as_json)
+
+
+@app.command()
+def demo() -> None:
+    """Show the whole story on a small bundled model: learn, apply, count copies before and after."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "launcher" / "demo.py").exists():
+        raise SettingError(
+            f"uniforget demo: its model is not part of the package. Clone {REPOSITORY} and run: python run.py demo"
+        )
+    raise typer.Exit(subprocess.call([sys.executable, str(root / "run.py"), "demo"]))

@@ -12,6 +12,7 @@ UniForgetError
 |   |-- BadContentsError          the parts do not fit together
 |   |-- TooLargeError             more than a mask can hold
 |   `-- MaskWriteError            nothing was written
+|-- ModelFileError            a checkpoint cannot be read or written
 |-- PromptFileError           a list of prompts cannot be read
 |-- FamilyError               an unknown model family
 |-- MismatchError             the mask does not fit the model: sites missing, or of other sizes
@@ -65,6 +66,10 @@ class TooLargeError(MaskFileError):
 
 class MaskWriteError(MaskFileError):
     """The file could not be written; what was there before is unchanged."""
+
+
+class ModelFileError(UniForgetError):
+    """A checkpoint that cannot be read or written; what was there before is unchanged."""
 
 
 class PromptFileError(UniForgetError):

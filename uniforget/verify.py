@@ -1,0 +1,186 @@
+"""What was done to a sanitized file, proved from the file, and from its source where that is at hand."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import maskfile, safefile
+from .errors import MaskFileError, ModelFileError
+from .maskset import MaskSet
+from .safefile import Header
+from .sanitize import Steps, Use, changes, notes
+from .subspace import Subspace
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        ok: None: it could not be checked.
+    """
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a file says was applied to it, and whether that is true."""
+
+    applied: tuple[dict[str, Any], ...]
+    source: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong, and nothing needed was out of reach."""
+        return bool(self.applied) and all(check.ok is not False for check in self.checks)
+
+
+def verify(
+    path: Path,
+    source: Path | None = None,
+    learned: Sequence[MaskSet | Subspace] = (),
+    report: Callable[[int], None] = lambda count: None,
+) -> Verdict:
+    """Check a sanitized file.
+
+    Args:
+        source: the file it was made from: everything that no mask acts on must be the same byte for byte, and everything else what
+            the masks make of it.
+        learned: masks and subspaces that were applied; needed for subspaces only, whose files are too large to travel along.
+
+    Raises:
+        ModelFileError: a file cannot be read, or was never sanitized.
+    """
+    header = safefile.read_header(path)
+    found = notes(header)
+    if not found:
+        raise ModelFileError(
+            f"{path}: UniForget left no note in this file, so nothing was applied to it, or another program wrote it since (which loses notes). "
+            "Nothing can be proved."
+        )
+    note = found[-1]
+    checks = []
+    digest = safefile.weights_digest(header, report)
+    same = digest == note["weights"]
+    checks.append(Check("weights", same, "as they were written" if same else "changed since they were written"))
+    uses, missing = _uses(note, learned, checks, path)
+    planned = changes([header], uses) if not missing else {}
+    if not missing and all(isinstance(use.learned, MaskSet) for use in uses):
+        checks.append(_zeros(header, planned))
+    if source is not None:
+        checks += _against(header, safefile.read_header(source), note, planned, bool(missing))
+    elif planned or missing:
+        checks.append(Check("source", None, f"not given; it was {note.get('source', 'unknown')}"))
+    said = tuple({key: value for key, value in entry.items() if key != "gates"} for n in found for entry in n["applied"])
+    return Verdict(said, str(note.get("source", "")), tuple(checks))
+
+
+def _uses(
+    note: dict[str, Any], learned: Sequence[MaskSet | Subspace], checks: list[Check], path: Path
+) -> tuple[list[Use], list[str]]:
+    """What was applied, from the file or from `learned`; and the digests of what is in neither."""
+    given = {one.digest(): one for one in learned}
+    uses, missing = [], []
+    for entry in note["applied"]:
+        name = str(entry.get("mask"))
+        if entry.get("gates"):
+            try:
+                mask: MaskSet | Subspace | None = maskfile.loads(
+                    base64.b64decode(entry["gates"], validate=True), f"{path}, mask {name}"
+                )
+            except (MaskFileError, binascii.Error, ValueError) as error:
+                raise ModelFileError(f"{path}: the mask inside this file is damaged ({error}). Sanitize it anew.") from error
+            assert mask is not None
+            same = mask.digest() == name
+            checks.append(
+                Check(f"mask {name}", same, "is in the file" if same else f"the mask in the file is another one, {mask.digest()}")
+            )
+        else:
+            mask = given.get(name)
+            checks.append(
+                Check(f"subspace {name}", None if mask is None else True, "was given" if mask else "give its file to check more")
+            )
+        if mask is None:
+            missing.append(name)
+        else:
+            uses.append(Use(mask, float(entry["strength"]), {k: float(v) for k, v in entry.get("per_kind", {}).items()}))
+    return uses, missing
+
+
+def _zeros(header: Header, planned: dict[str, Steps]) -> Check:
+    """At full strength, what is switched off is exactly zero."""
+    wanted = kept = 0
+    with safefile.mapped(header) as view:
+        for name, steps in planned.items():
+            entry = header.entries[name]
+            columns = [step.scale == 0 for step in steps.steps if step.axis == "in" and step.scale is not None]
+            if not columns or not torch.stack(columns).any():
+                continue
+            off = torch.stack(columns).any(0)
+            alive = torch.zeros_like(off)
+            for start, end, _ in safefile.chunks(entry):
+                with view(start, end) as piece:
+                    rows = safefile.tensor(piece, entry).float()
+                alive |= (rows.reshape(-1, rows.shape[-1]) != 0).any(0)
+            wanted += int(off.sum())
+            kept += int((off & alive).sum())
+    if not wanted:
+        return Check("zeros", None, "nothing is switched off completely, so the file alone cannot show it")
+    return Check("zeros", not kept, f"{wanted - kept:,} of {wanted:,} columns that must be zero are zero")
+
+
+def _against(header: Header, source: Header, note: dict[str, Any], planned: dict[str, Steps], unknown: bool) -> list[Check]:
+    """Compare with the source, tensor by tensor."""
+    same = safefile.weights_digest(source) == note["source_weights"]
+    checks = [
+        Check("source", same, "is the one" if same else f"is another model than the one it was made from ({note.get('source')})")
+    ]
+    if header.entries.keys() != source.entries.keys():
+        return [*checks, Check("tensors", False, "the two files do not have the same tensors")]
+    wrong, differ = [], 0
+    with safefile.mapped(header) as new, safefile.mapped(source) as old:
+        for name, entry in header.entries.items():
+            was = source.entries[name]
+            if (entry.dtype, entry.shape) != (was.dtype, was.shape):
+                wrong.append(name)
+                continue
+            steps = planned.get(name)
+            for (start, end, row), (first, last, _) in zip(safefile.chunks(entry), safefile.chunks(was), strict=True):
+                with new(start, end) as a, old(first, last) as b:
+                    equal = _equal(a, b, was, row, steps)
+                    if not equal:
+                        differ += 1
+                        if not unknown or entry.dtype not in safefile.DTYPES:
+                            wrong.append(name)
+                        break
+    if unknown:
+        return [
+            *checks,
+            Check("changes", None, f"{differ} tensors differ from the source; give the subspace's file to check them"),
+        ]
+    return [
+        *checks,
+        Check(
+            "changes",
+            not wrong,
+            "all as the masks make them" if not wrong else f"{len(wrong)} tensors are not, such as {wrong[0]}",
+        ),
+    ]
+
+
+def _equal(a: memoryview, b: memoryview, entry: safefile.Entry, row: int, steps: Steps | None) -> bool:
+    if steps is None:
+        return a == b
+    found, wanted = safefile.tensor(a, entry), steps(safefile.tensor(b, entry), row)
+    return torch.equal(found.view(torch.uint8), wanted.contiguous().view(torch.uint8))
