@@ -9,7 +9,9 @@ def all_nodes():
     from .demo import DemoModel
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
+    from .sanitize import SaveSanitized
     from .score import DemoScore
     from .threshold import SetThreshold
 
-    return [LearnMask, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, SetThreshold, DemoModel, DemoScore]
+    masks = [LearnMask, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, SetThreshold]
+    return [*masks, SaveSanitized, DemoModel, DemoScore]

@@ -51,8 +51,8 @@ def find_mask(name):
     raise MaskFileMissingError(f"There is no mask {name!r} in {_folder()}. Put the file there and press R, or choose another.")
 
 
-def target_path(filename_prefix, overwrite):
-    """Where a mask called `filename_prefix` is saved; makes the folders on the way.
+def target_path(filename_prefix, overwrite, inside=None):
+    """Where a mask (or, `inside` another folder, a model) called `filename_prefix` is saved; makes the folders on the way.
 
     ``name.safetensors`` with `overwrite`, else ``name_00001.safetensors`` or the next free number.
 
@@ -61,14 +61,15 @@ def target_path(filename_prefix, overwrite):
         MaskFileError: the folder cannot be made or read.
     """
     name = str(filename_prefix).strip()
-    parts = _parts(name[: -len(EXTENSION)] if name.lower().endswith(EXTENSION) else name, "filename_prefix", _is_plain)
-    folder = Path(_folder(), *parts[:-1])
+    inside = inside or _folder()
+    parts = _parts(name[: -len(EXTENSION)] if name.lower().endswith(EXTENSION) else name, "filename_prefix", _is_plain, inside)
+    folder = Path(inside, *parts[:-1])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = os.listdir(folder)
     except OSError as error:
         raise MaskFileError(
-            f"{folder}: the mask was not saved, its folder cannot be made or read ({error.strerror}). "
+            f"{folder}: nothing was saved, its folder cannot be made or read ({error.strerror}). "
             "Free space, allow writing there, or choose another name."
         ) from error
     if overwrite:
@@ -79,16 +80,25 @@ def target_path(filename_prefix, overwrite):
     return folder / f"{parts[-1]}_{max(numbers, default=0) + 1:05}{EXTENSION}"
 
 
+def check_name(filename_prefix, inside=None):
+    """Refuse what :func:`target_path` would refuse, before anything runs.
+
+    Raises:
+        SettingError: the name leads out of the folder, or cannot be a file name.
+    """
+    _parts(str(filename_prefix).strip(), "filename_prefix", _is_plain, inside)
+
+
 def _folder():
     return folder_paths.get_folder_paths(FOLDER)[0]
 
 
-def _parts(name, setting, allowed):
+def _parts(name, setting, allowed, inside=None):
     """Folders and file of a relative name; either slash separates them, on every system."""
     parts = re.split(r"[/\\]", name)
     if not all(map(allowed, parts)):
         raise SettingError(
-            f"Setting {setting!r}: expected a plain name inside {_folder()}, such as 'portraits' or 'client/portraits'; "
+            f"Setting {setting!r}: expected a plain name inside {inside or _folder()}, such as 'portraits' or 'client/portraits'; "
             f"found {name!r}. Change the name."
         )
     return parts
@@ -187,7 +197,7 @@ class SaveMask(io.ComfyNode):
     def validate_inputs(cls, filename_prefix):
         try:
             if filename_prefix is not None:  # None: another node makes the name, and execute checks it
-                _parts(filename_prefix.strip(), "filename_prefix", _is_plain)
+                check_name(filename_prefix)
         except UniForgetError as error:
             return str(error)
         return True

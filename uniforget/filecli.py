@@ -63,8 +63,7 @@ def apply(model: Path, uses: Sequence[Use], output: Path, overwrite: bool) -> di
         done = sanitize(model, output, uses, overwrite, bar.state)
     lines = [f"saved as {output}: {done.changed} tensors changed, {done.kept} as they were"]
     lines += [f"strength {use.strength:g}: {use.learned.summary().splitlines()[0]}" for use in uses]
-    if not done.changed:
-        lines.append("Careful: nothing was changed. The strength is 0, or the mask switches nothing off.")
+    lines += done.cautions
     lines += [f"Careful: {name} was copied as it is, and may still remember. Apply to it, too." for name in done.left]
     return {
         "output": str(output),
@@ -74,6 +73,7 @@ def apply(model: Path, uses: Sequence[Use], output: Path, overwrite: bool) -> di
         "source_weights": done.source_weights,
         "weights": done.weights,
         "left": list(done.left),
+        "cautions": list(done.cautions),
         "summary": "\n".join(lines),
     }
 

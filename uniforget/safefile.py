@@ -178,6 +178,21 @@ def tensor(view: memoryview | bytes, entry: Entry) -> torch.Tensor:
     return flat.reshape(-1, *entry.shape[1:])
 
 
+class Values:
+    """Single values of a matrix, read from the file when they are asked for: what a fingerprint needs."""
+
+    def __init__(self, header: Header, entry: Entry, scale: float = 1.0):
+        self.path, self.entry, self.scale = header.path, entry, scale
+        self.shape, self.ndim = entry.shape, len(entry.shape)
+
+    def __getitem__(self, at: tuple[int, int]) -> torch.Tensor:
+        entry = self.entry
+        size = (entry.end - entry.start) // max(1, entry.shape[0] * entry.shape[1])
+        with open(self.path, "rb") as file:
+            file.seek(entry.start + size * (at[0] * entry.shape[1] + at[1]))
+            return torch.frombuffer(bytearray(file.read(size)), dtype=DTYPES[entry.dtype])[0].float() * self.scale
+
+
 class Weights:
     """The fingerprint of a file's weights: SHA-256 over name, dtype, shape and SHA-256 of each tensor, sorted by name.
 

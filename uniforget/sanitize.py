@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import torch
 
 from . import __version__, maskfile, safefile
 from .errors import FamilyError, ModelFileError, SettingError
+from .fingerprint import fingerprint, same_base
 from .fold import Edit, edits, factors
 from .maskset import MaskSet
 from .safefile import Header
-from .sites import find_sites, match_sites
+from .sites import find_sites, match_sites, telling
 from .subspace import Subspace, effective, find_layers, match_layers, project
 
 NOTE = "uniforget_applied"
@@ -45,6 +47,10 @@ class Use:
     learned: MaskSet | Subspace
     strength: float = 1.0
     per_kind: Mapping[str, float] = field(default_factory=dict)
+
+    def stored(self) -> Use:
+        """The same with gates as mask files hold them, in 255ths, so that the note in a sanitized file says exactly what was done."""
+        return replace(self, learned=maskfile.loads(maskfile.dumps(self.learned))) if isinstance(self.learned, MaskSet) else self
 
     def note(self) -> dict[str, Any]:
         """What is written into a sanitized file about it."""
@@ -176,6 +182,35 @@ def changes(headers: Sequence[Header], uses: Sequence[Use]) -> dict[str, Steps]:
     return out
 
 
+def base_fingerprint(headers: Sequence[Header]) -> str:
+    """Fingerprint of the denoiser in these files, the same as the loaded model's; "": its weights are packed.
+
+    Raises:
+        FamilyError: it is no model that UniForget knows.
+    """
+    entries = {name: (header, entry) for header in headers for name, entry in header.entries.items()}
+    prefix = denoiser_prefix({name: entry.shape for name, (_, entry) in entries.items()}, headers[0].path)
+    inner = {name.removeprefix(prefix): found for name, found in entries.items() if name.startswith(prefix)}
+    weights = {}
+    for site in telling(find_sites({name: entry.shape for name, (_, entry) in inner.items()})[1]):
+        path = site.places[0].path
+        header, entry = inner[f"{path}.weight"]
+        if entry.dtype not in safefile.DTYPES:
+            return ""
+        # fp8 files keep one scale per matrix.
+        weights[path] = safefile.Values(header, entry, _scale(path, inner))
+    return fingerprint(weights)
+
+
+def _scale(path: str, inner: Mapping[str, tuple[Header, safefile.Entry]]) -> float:
+    for name in (f"{path}.scale_weight", f"{path}.weight_scale"):
+        if name in inner and inner[name][1].dtype in safefile.DTYPES and math.prod(inner[name][1].shape) == 1:
+            header, entry = inner[name]
+            with safefile.mapped(header) as view, view(entry.start, entry.end) as piece:
+                return float(safefile.tensor(piece, entry).reshape(-1)[0])
+    return 1.0
+
+
 def _metadata(header: Header, uses: Sequence[Use], before: str, after: str) -> dict[str, str]:
     earlier = notes(header)
     note = {
@@ -217,6 +252,7 @@ class Sanitized:
         changed: tensors changed; ``kept``: tensors that stayed byte for byte.
         source_weights, weights: fingerprints before and after, by file name (see :class:`uniforget.safefile.Weights`).
         left: parts that were copied and may still remember.
+        cautions: sentences for whoever asked for it.
     """
 
     target: Path
@@ -225,6 +261,7 @@ class Sanitized:
     source_weights: dict[str, str]
     weights: dict[str, str]
     left: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
 
 
 def sanitize(
@@ -250,6 +287,7 @@ def sanitize(
         raise SettingError(
             f"{target}: this {what}. Choose another name{'' if what.startswith('is') else ', or allow overwriting'}."
         )
+    uses = [use.stored() for use in uses]
     return _folder(source, target, uses, report) if source.is_dir() else _file(source, target, uses, report)
 
 
@@ -259,7 +297,25 @@ def _file(source: Path, target: Path, uses: Sequence[Use], report: Callable[[int
     header = safefile.read_header(source)
     what = changes([header], uses)
     before, after = _rewrite(header, target, what, uses, _Count(header.size, report))
-    return Sanitized(target, len(what), len(header.entries) - len(what), {source.name: before}, {target.name: after})
+    kept = len(header.entries) - len(what)
+    return Sanitized(
+        target, len(what), kept, {source.name: before}, {target.name: after}, (), _cautions([header], uses, len(what))
+    )
+
+
+def _cautions(headers: Sequence[Header], uses: Sequence[Use], changed: int) -> tuple[str, ...]:
+    out = []
+    if not changed:
+        out.append("Careful: nothing was changed. The strength is 0, or the mask switches nothing off.")
+    base = base_fingerprint(headers)
+    for use in uses:
+        info = use.learned.info
+        if base and info.base and not any(same_base(one, base) for one in info.base.split()):
+            name = f" ({info.base_name})" if info.base_name else ""
+            out.append(
+                f"Careful: mask {use.learned.digest()} was learned on another model{name}. It may forget less, or harm quality."
+            )
+    return tuple(out)
 
 
 class _Count:
@@ -332,4 +388,5 @@ def _folder(source: Path, target: Path, uses: Sequence[Use], report: Callable[[i
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     left = tuple(f"{inner.name}_{n}" for n in range(2, 5) if (source / f"{inner.name}_{n}").is_dir())
-    return Sanitized(target, sum(map(len, planned)), kept, before, after, left)
+    changed = sum(map(len, planned))
+    return Sanitized(target, changed, kept, before, after, left, _cautions(headers[0], uses, changed))

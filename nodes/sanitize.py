@@ -1,0 +1,115 @@
+"""Save Sanitized Checkpoint: the file on the disk, rewritten with masks folded in."""
+
+import logging
+import os
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+
+from ..uniforget import config
+from ..uniforget.errors import ModelFileError, UniForgetError
+from ..uniforget.sanitize import Use, sanitize
+from .inputs import CATEGORY, MaskType, show, to_input
+from .maskio import EXTENSION, check_name, target_path
+
+# ComfyUI's folders of models that hold a denoiser; it looks for models in the output folder's folders of these names, too.
+FOLDERS = ("checkpoints", "diffusion_models")
+NO_MODELS = "(no .safetensors models yet)"
+
+
+def models():
+    """What the list shows: ``folder/name`` of every safetensors model."""
+    found = [f"{folder}/{name}" for folder in FOLDERS for name in folder_paths.get_filename_list(folder)]
+    return [name for name in found if name.lower().endswith(EXTENSION)] or [NO_MODELS]
+
+
+def find_model(name):
+    """Path of a model and the folder it is of, as the list shows them.
+
+    Raises:
+        ModelFileError: it is not in ComfyUI's folders.
+    """
+    folder, _, inner = str(name).partition("/")
+    if folder in FOLDERS and inner in folder_paths.get_filename_list(folder):
+        path = folder_paths.get_full_path(folder, inner)
+        if path is not None and inner.lower().endswith(EXTENSION):
+            return Path(path), folder
+    raise ModelFileError(
+        f"Setting 'model_name': expected a .safetensors file in ComfyUI's folders {' or '.join(FOLDERS)}; found {name!r}. Put the model there and "
+        "press R, or choose another."
+    )
+
+
+class SaveSanitized(io.ComfyNode):
+    """Writes a sanitized copy of a model's file."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UniForgetSaveSanitized",
+            display_name="Save Sanitized Checkpoint",
+            category=CATEGORY,
+            description=(
+                "Writes a copy of a model's file that has forgotten: for sharing, or for programs without UniForget. Everything else in the file "
+                "stays as it is, and the model need not fit into memory. LoRAs of this workflow are not in it."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "model_name", options=models(), tooltip="The model's file; not a loaded model. Press R after adding files."
+                ),
+                MaskType.Input("mask", tooltip="From Learn or Load Memorization Mask; must fit this model's family."),
+                MaskType.Input(
+                    "mask_b", optional=True, tooltip="Applied after the first one, at the same strength: gates, then a subspace."
+                ),
+                *(to_input(p) for p in config.APPLY.values()),
+                io.String.Input(
+                    "filename_prefix",
+                    default="sanitized",
+                    tooltip="Name of the new file, in ComfyUI's output folder. A slash makes a folder: client/model.",
+                ),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Off: each save gets a new number. On: the file is replaced every time."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            outputs=[io.String.Output(id="path", display_name="path", tooltip="Where the file is.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name, filename_prefix):
+        try:
+            if model_name is not None:  # None: another node chooses, and execute checks it
+                find_model(model_name)
+            if filename_prefix is not None:
+                check_name(filename_prefix, folder_paths.get_output_directory())
+        except UniForgetError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, model_name, mask, strength, strength_ffn, strength_norm, strength_attn, filename_prefix, overwrite, mask_b=None
+    ):
+        per_kind = {"ffn": strength_ffn, "norm": strength_norm, "attn": strength_attn}
+        config.APPLY["strength"].check(strength)
+        for kind, value in per_kind.items():
+            config.APPLY[f"strength_{kind}"].check(value)
+        source, folder = find_model(model_name)
+        target = target_path(filename_prefix, overwrite, os.path.join(folder_paths.get_output_directory(), folder))
+        bar = comfy.utils.ProgressBar(1000)
+
+        def report(done, of):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(1000 * done // max(of, 1))
+
+        uses = [Use(one, strength, per_kind) for one in (mask, mask_b) if one is not None]
+        done = sanitize(source, target, uses, overwrite, report)
+        for caution in done.cautions:
+            logging.warning("UniForget: %s", caution)
+        lines = [f"saved as {target}", f"{done.changed} tensors changed, {done.kept} as they were", *done.cautions]
+        lines += [f"strength {strength:g}: {use.learned.summary().splitlines()[0]}" for use in uses]
+        return io.NodeOutput(str(target), ui=show(cls, "\n".join(lines)))
