@@ -209,13 +209,12 @@ def verify(
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A mask, a subspace, a checkpoint or a diffusers folder.")],
-    hashes: Annotated[bool, typer.Option("--hashes", help="Of a model's weights, too (reads the whole file).")] = False,
     as_json: Json = False,
 ) -> None:
     """Say what a file is: a mask's kinds, blocks and origin, or a model's family and what was applied to it."""
     from . import filecli
 
-    _print(filecli.inspect(file, hashes), as_json)
+    _print(filecli.inspect(file), as_json)
 
 
 @app.command()

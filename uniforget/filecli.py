@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from . import combine as combining
-from . import config, files, safefile
+from . import config, files, maskfile, safefile
 from .blocks import describe_blocks
 from .detect import family
 from .errors import ModelFileError, SettingError
@@ -51,10 +51,16 @@ def uses_of(masks: Sequence[Path], strength: float, threshold: float, **kinds: f
     """
     config.APPLY["strength"].check(strength)
     per_kind = {kind: config.APPLY[f"strength_{kind}"].check(value) for kind, value in kinds.items()}
-    learned = [files.load(path) for path in masks]
-    if threshold and not any(isinstance(one, Subspace) for one in learned):
+    uses = []
+    for path in masks:
+        learned = files.load(path)
+        if isinstance(learned, Subspace):
+            uses.append(Use(learned.at(threshold or learned.threshold), strength, per_kind))
+        else:
+            uses.append(Use(learned, strength, per_kind, maskfile.read_bytes(path)))
+    if threshold and not any(isinstance(use.learned, Subspace) for use in uses):
         raise SettingError("--threshold: it moves a subspace, and none of these files is one. Leave it out.")
-    return [Use(one.at(threshold) if threshold and isinstance(one, Subspace) else one, strength, per_kind) for one in learned]
+    return uses
 
 
 def apply(model: Path, uses: Sequence[Use], output: Path, overwrite: bool) -> dict[str, Any]:
@@ -70,8 +76,8 @@ def apply(model: Path, uses: Sequence[Use], output: Path, overwrite: bool) -> di
         "applied": [{k: v for k, v in use.note().items() if k != "gates"} for use in uses],
         "changed": done.changed,
         "kept": done.kept,
-        "source_weights": done.source_weights,
-        "weights": done.weights,
+        "before": done.before,
+        "after": done.after,
         "left": list(done.left),
         "cautions": list(done.cautions),
         "summary": "\n".join(lines),
@@ -96,12 +102,12 @@ def check(path: Path, source: Path | None, masks: Sequence[Path]) -> dict[str, A
     }
 
 
-def inspect(path: Path, hashes: bool) -> dict[str, Any]:
+def inspect(path: Path) -> dict[str, Any]:
     """What a file is: a mask, a subspace, a model; returns what ``--json`` prints."""
     if path.is_dir():
-        return _model([safefile.read_header(p) for p in denoiser_files(path)[1][0]], path, hashes)
+        return _model([safefile.read_header(p) for p in denoiser_files(path)[1][0]], path)
     if _is_model(path):
-        return _model([safefile.read_header(path)], path, hashes)
+        return _model([safefile.read_header(path)], path)
     learned = files.load(path)
     names = learned.shared if isinstance(learned, Subspace) else learned.gates
     info = {k: (dict(v) if k == "extra" else list(v) if isinstance(v, tuple) else v) for k, v in vars(learned.info).items()}
@@ -130,7 +136,7 @@ def _is_model(path: Path) -> bool:
         return False
 
 
-def _model(headers: list[safefile.Header], path: Path, hashes: bool) -> dict[str, Any]:
+def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:
     shapes = {name: shape for header in headers for name, shape in header.shapes().items()}
     prefix = denoiser_prefix(shapes, path)
     found, sites = find_sites({n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)})
@@ -152,9 +158,6 @@ def _model(headers: list[safefile.Header], path: Path, hashes: bool) -> dict[str
         "gates": gates,
         "applied": [{k: v for k, v in entry.items() if k != "gates"} for entry in applied],
     }
-    if hashes:
-        with _Bar("reading") as bar:
-            out["weights"] = {header.path.name: safefile.weights_digest(header, bar.more) for header in headers}
     lines = [
         f"{found.title} ({found.name}), {len(shapes)} tensors, {out['bytes'] / 1e9:.2f} GB, {', '.join(f'{n} {d}' for d, n in dtypes.items())}",
         "gates that a mask can have: " + ", ".join(f"{kind} {count:,}" for kind, count in gates.items()),

@@ -6,15 +6,19 @@ The library reads single tensors but writes only what is whole in memory; this w
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import mmap
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -33,6 +37,8 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 CHUNK = 32 << 20
+# Pieces that are computed before they are needed.
+AHEAD = 3
 
 # Rows from `start` on, in the stored dtype -> the same rows, changed.
 Change = Callable[[torch.Tensor, int], torch.Tensor]
@@ -164,17 +170,19 @@ def mapped(header: Header) -> Iterator[Callable[[int, int], memoryview]]:
 
 
 def chunks(entry: Entry) -> Iterator[tuple[int, int, int]]:
-    """``(start, end, first row)`` of pieces of a tensor, each of whole rows."""
+    """``(start, end, first row)`` of pieces of a tensor, each of whole rows; none of an empty one."""
+    if entry.end == entry.start:
+        return
     rows = entry.shape[0] if entry.shape else 1
-    length = (entry.end - entry.start) // max(rows, 1)
-    step = max(1, CHUNK // max(length, 1))
+    length = (entry.end - entry.start) // rows
+    step = max(1, CHUNK // length)
     for row in range(0, rows, step):
         yield entry.start + row * length, entry.start + min(row + step, rows) * length, row
 
 
-def tensor(view: memoryview | bytes, entry: Entry) -> torch.Tensor:
-    """Whole rows of a tensor from their bytes, as a copy: (rows, ...)."""
-    flat = torch.frombuffer(bytearray(view), dtype=DTYPES[entry.dtype])
+def tensor(view: memoryview | bytearray, entry: Entry) -> torch.Tensor:
+    """Whole rows of a tensor from their bytes: (rows, ...)."""
+    flat = torch.frombuffer(view if isinstance(view, bytearray) else bytearray(view), dtype=DTYPES[entry.dtype])
     return flat.reshape(-1, *entry.shape[1:])
 
 
@@ -193,45 +201,69 @@ class Values:
             return torch.frombuffer(bytearray(file.read(size)), dtype=DTYPES[entry.dtype])[0].float() * self.scale
 
 
-class Weights:
-    """The fingerprint of a file's weights: SHA-256 over name, dtype, shape and SHA-256 of each tensor, sorted by name.
+def digest(header: Header, names: Collection[str], report: Callable[[int], None] = lambda count: None) -> str:
+    """SHA-256 over some tensors: of each its name, dtype, shape and bytes, in the order of the file.
 
-    Files with other metadata or another order of the same tensors have the same one.
+    Raises:
+        ModelFileError: the file cannot be read.
     """
-
-    def __init__(self) -> None:
-        self.found: dict[str, str] = {}
-
-    def add(self, entry: Entry, digest: str) -> None:
-        """Note one tensor's SHA-256."""
-        self.found[entry.name] = f"{entry.name} {entry.dtype} {list(entry.shape)} {digest}\n"
-
-    def hexdigest(self) -> str:
-        """64 hexadecimal digits."""
-        sha = hashlib.sha256()
-        for _, line in sorted(self.found.items()):
-            sha.update(line.encode())
-        return sha.hexdigest()
+    sha = hashlib.sha256()
+    try:
+        with open(header.path, "rb", buffering=0) as file:
+            for entry in header.ordered():
+                if entry.name in names:
+                    sha.update(_line(entry))
+                    for start, end, _ in chunks(entry):
+                        sha.update(_read(file, start, end))
+                        report(end - start)
+    except OSError as error:
+        raise ModelFileError(f"{header.path}: the file cannot be read ({error.strerror or error}).") from error
+    return sha.hexdigest()
 
 
-def weights_digest(header: Header, report: Callable[[int], None] = lambda count: None) -> str:
-    """See :class:`Weights`; reads the whole file."""
-    out = Weights()
-    with mapped(header) as view:
-        for entry in header.ordered():
-            sha = hashlib.sha256()
-            for start, end, _ in _pieces(entry):
-                with view(start, end) as piece:
-                    sha.update(piece)
-                report(end - start)
-            out.add(entry, sha.hexdigest())
-    return out.hexdigest()
+def _line(entry: Entry) -> bytes:
+    return f"{entry.name} {entry.dtype} {list(entry.shape)}\n".encode()
 
 
-def _pieces(entry: Entry) -> Iterator[tuple[int, int, int]]:
-    if entry.end == entry.start:
-        return
-    yield from chunks(entry)
+def _read(file: FileIO, start: int, end: int) -> bytearray:
+    data = bytearray(end - start)
+    view, at = memoryview(data), 0
+    file.seek(start)
+    while at < len(data):
+        count = file.readinto(view[at:])
+        if not count:
+            raise OSError(errno.EIO, "the model's file became shorter while it was read")
+        at += count
+    return data
+
+
+def _write(file: FileIO, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _copy(source: FileIO, target: FileIO, start: int, end: int, report: Callable[[int], None]) -> None:
+    """Bytes from one file to the end of another, by the system alone where it can."""
+    at = start
+    while at < end:
+        count = min(CHUNK, end - at)
+        try:
+            count = os.copy_file_range(source.fileno(), target.fileno(), count, at)
+            if not count:
+                raise OSError(errno.EIO, "the model's file became shorter while it was read")
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (
+                errno.EXDEV,
+                errno.ENOSYS,
+                errno.EINVAL,
+                errno.EOPNOTSUPP,
+                errno.EPERM,
+            ):
+                raise
+            _write(target, _read(source, at, at + count))
+        at += count
+        report(count)
 
 
 def rewrite(
@@ -247,47 +279,53 @@ def rewrite(
 
     Args:
         changes: tensor name -> what is done to pieces of whole rows of it.
-        metadata: what the new file's metadata are, given the fingerprints (:class:`Weights`) of the old and the new weights.
-            Fingerprints are known at the end, so the length of what it returns must not depend on them.
+        metadata: what the new file's metadata are, given the :func:`digest` of the changed tensors before and after. Digests are
+            known at the end, so the length of what it returns must not depend on them.
         report: is told how many bytes have been dealt with since the last call.
 
     Returns:
-        the fingerprints of the old and the new weights.
+        the two digests.
 
     Raises:
         ModelFileError: it cannot be written, for lack of space or for another reason.
     """
     blank = header_bytes(header, metadata("0" * 64, "0" * 64))
-    before, after = Weights(), Weights()
     _room(target, len(blank) + header.size)
+    before, after = hashlib.sha256(), hashlib.sha256()
 
     def write(temporary: Path) -> None:
-        with open(temporary, "xb") as file, mapped(header) as view, ThreadPoolExecutor(1) as beside:
-            file.write(blank)
+        with (
+            open(temporary, "xb", buffering=0) as file,
+            open(header.path, "rb", buffering=0) as source,
+            open(header.path, "rb", buffering=0) as aside,
+            ThreadPoolExecutor(1) as beside,
+        ):
+
+            def changed(entry: Entry, start: int, end: int, row: int) -> memoryview:
+                old = _read(aside, start, end)
+                new = _bytes(changes[entry.name](tensor(old, entry), row))
+                for sha, data in ((before, old), (after, new)):
+                    if not row:
+                        sha.update(_line(entry))
+                    sha.update(data)
+                return new
+
+            # What is computed is computed beside the copying, and a little ahead of it.
+            todo = ((e, *piece) for e in header.ordered() if e.name in changes for piece in chunks(e))
+            ahead = deque(beside.submit(changed, *one) for one in itertools.islice(todo, AHEAD))
+            _write(file, blank)
             for entry in header.ordered():
-                change = changes.get(entry.name)
-                old, new = hashlib.sha256(), hashlib.sha256()
-                for start, end, row in _pieces(entry):
-                    with view(start, end) as piece:
-                        # Hashing and writing both leave Python's lock: they run side by side.
-                        hashed = beside.submit(old.update, piece)
-                        try:
-                            if change is None:
-                                file.write(piece)
-                            else:
-                                changed = _bytes(change(tensor(piece, entry), row))
-                                file.write(changed)
-                                new.update(changed)
-                        finally:
-                            hashed.result()
+                if entry.name not in changes:
+                    _copy(source, file, entry.start, entry.end, report)
+                    continue
+                for start, end, _ in chunks(entry):
+                    _write(file, ahead.popleft().result())
+                    ahead.extend(beside.submit(changed, *one) for one in itertools.islice(todo, 1))
                     report(end - start)
-                digest = old.hexdigest()
-                before.add(entry, digest)
-                after.add(entry, digest if change is None else new.hexdigest())
-            file.seek(0)
             final = header_bytes(header, metadata(before.hexdigest(), after.hexdigest()))
-            assert len(final) == len(blank), "fingerprints must not change the header's length"
-            file.write(final)
+            assert len(final) == len(blank), "digests must not change the header's length"
+            file.seek(0)
+            _write(file, final)
 
     try:
         atomic.replace_by(target, write)

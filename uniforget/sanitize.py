@@ -12,8 +12,9 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,24 @@ class Use:
 
     Attributes:
         strength: as in Apply Memorization Mask; ``per_kind`` multiplies it for single kinds.
+        file: a mask's file, where it was read from one: it need not be packed again.
     """
 
     learned: MaskSet | Subspace
     strength: float = 1.0
     per_kind: Mapping[str, float] = field(default_factory=dict)
+    file: bytes = field(default=b"", repr=False)
+
+    @cached_property
+    def packed(self) -> bytes:
+        """A mask as its file; empty for subspaces, which are too large to travel along."""
+        return self.file or (maskfile.dumps(self.learned) if isinstance(self.learned, MaskSet) else b"")
 
     def stored(self) -> Use:
         """The same with gates as mask files hold them, in 255ths, so that the note in a sanitized file says exactly what was done."""
-        return replace(self, learned=maskfile.loads(maskfile.dumps(self.learned))) if isinstance(self.learned, MaskSet) else self
+        if not isinstance(self.learned, MaskSet) or self.learned.hard:
+            return self
+        return replace(self, learned=maskfile.loads(self.packed))
 
     def note(self) -> dict[str, Any]:
         """What is written into a sanitized file about it."""
@@ -60,7 +70,7 @@ class Use:
             "strength": self.strength,
             "per_kind": {kind: value for kind, value in self.per_kind.items() if value != 1},
             # Gates are small: with them in the file, what was done can be checked from the file alone.
-            "gates": base64.b64encode(maskfile.dumps(self.learned)).decode() if isinstance(self.learned, MaskSet) else "",
+            "gates": base64.b64encode(self.packed).decode(),
         }
 
 
@@ -211,16 +221,37 @@ def _scale(path: str, inner: Mapping[str, tuple[Header, safefile.Entry]]) -> flo
     return 1.0
 
 
-def _metadata(header: Header, uses: Sequence[Use], before: str, after: str) -> dict[str, str]:
+def _metadata(header: Header, noted: list[dict[str, Any]], names: Collection[str], before: str, after: str) -> dict[str, str]:
     earlier = notes(header)
     note = {
         "version": __version__,
-        "applied": [use.note() for use in uses],
+        "applied": noted,
         "source": header.path.name,
-        "source_weights": before,
-        "weights": after,
+        "tensors": _marks(header, names),
+        "before": before,
+        "after": after,
     }
     return {**header.metadata, NOTE: json.dumps([*earlier, note], separators=(",", ":"))}
+
+
+def _marks(header: Header, names: Collection[str]) -> str:
+    """Which tensors changed: one bit for each in the order of the file, in hexadecimal."""
+    return format(sum(1 << i for i, entry in enumerate(header.ordered()) if entry.name in names), "x")
+
+
+def marked(header: Header, note: Mapping[str, Any]) -> set[str]:
+    """Names of the tensors that a note says were changed.
+
+    Raises:
+        ModelFileError: the note is damaged.
+    """
+    try:
+        bits = int(str(note["tensors"]), 16)
+    except ValueError as error:
+        raise ModelFileError(
+            f"{header.path}: what UniForget noted in this file is damaged ({error}). Sanitize it anew."
+        ) from error
+    return {entry.name for i, entry in enumerate(header.ordered()) if bits >> i & 1}
 
 
 def notes(header: Header) -> list[dict[str, Any]]:
@@ -234,7 +265,9 @@ def notes(header: Header) -> list[dict[str, Any]]:
         return []
     try:
         found = json.loads(text)
-        if not isinstance(found, list) or not all(isinstance(n, dict) and {"applied", "weights"} <= n.keys() for n in found):
+        if not isinstance(found, list) or not all(
+            isinstance(n, dict) and {"applied", "tensors", "after"} <= n.keys() for n in found
+        ):
             raise ValueError("not a list of notes")
         return found
     except ValueError as error:
@@ -250,7 +283,7 @@ class Sanitized:
     Attributes:
         target: the file or folder that was written.
         changed: tensors changed; ``kept``: tensors that stayed byte for byte.
-        source_weights, weights: fingerprints before and after, by file name (see :class:`uniforget.safefile.Weights`).
+        before, after: digests of the changed tensors, by file name (see :func:`uniforget.safefile.digest`).
         left: parts that were copied and may still remember.
         cautions: sentences for whoever asked for it.
     """
@@ -258,8 +291,8 @@ class Sanitized:
     target: Path
     changed: int
     kept: int
-    source_weights: dict[str, str]
-    weights: dict[str, str]
+    before: dict[str, str]
+    after: dict[str, str]
     left: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
 
@@ -333,7 +366,8 @@ def _rewrite(
     header: Header, target: Path, what: Mapping[str, Steps], uses: Sequence[Use], count: Callable[[int], None]
 ) -> tuple[str, str]:
     mine = {name: steps for name, steps in what.items() if name in header.entries}
-    return safefile.rewrite(header, target, mine, lambda before, after: _metadata(header, uses, before, after), count)
+    noted = [use.note() for use in uses]
+    return safefile.rewrite(header, target, mine, lambda before, after: _metadata(header, noted, mine, before, after), count)
 
 
 def denoiser_files(folder: Path) -> tuple[Path, list[list[Path]]]:

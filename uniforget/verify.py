@@ -15,7 +15,7 @@ from . import maskfile, safefile
 from .errors import MaskFileError, ModelFileError
 from .maskset import MaskSet
 from .safefile import Header
-from .sanitize import Steps, Use, changes, notes
+from .sanitize import Steps, Use, changes, marked, notes
 from .subspace import Subspace
 
 
@@ -71,15 +71,16 @@ def verify(
         )
     note = found[-1]
     checks = []
-    digest = safefile.weights_digest(header, report)
-    same = digest == note["weights"]
-    checks.append(Check("weights", same, "as they were written" if same else "changed since they were written"))
+    names = marked(header, note)
+    same = safefile.digest(header, names, report) == note["after"]
+    count = f"{len(names)} changed tensors"
+    checks.append(Check("weights", same, f"{count}, as they were written" if same else f"{count} are not as they were written"))
     uses, missing = _uses(note, learned, checks, path)
     planned = changes([header], uses) if not missing else {}
     if not missing and all(isinstance(use.learned, MaskSet) for use in uses):
         checks.append(_zeros(header, planned))
     if source is not None:
-        checks += _against(header, safefile.read_header(source), note, planned, bool(missing))
+        checks += _against(header, safefile.read_header(source), note, names, planned, bool(missing))
     elif planned or missing:
         checks.append(Check("source", None, f"not given; it was {note.get('source', 'unknown')}"))
     said = tuple({key: value for key, value in entry.items() if key != "gates"} for n in found for entry in n["applied"])
@@ -140,43 +141,36 @@ def _zeros(header: Header, planned: dict[str, Steps]) -> Check:
     return Check("zeros", not kept, f"{wanted - kept:,} of {wanted:,} columns that must be zero are zero")
 
 
-def _against(header: Header, source: Header, note: dict[str, Any], planned: dict[str, Steps], unknown: bool) -> list[Check]:
+def _against(
+    header: Header, source: Header, note: dict[str, Any], names: set[str], planned: dict[str, Steps], unknown: bool
+) -> list[Check]:
     """Compare with the source, tensor by tensor."""
-    same = safefile.weights_digest(source) == note["source_weights"]
+    same = safefile.digest(source, names) == note["before"]
     checks = [
         Check("source", same, "is the one" if same else f"is another model than the one it was made from ({note.get('source')})")
     ]
     if header.entries.keys() != source.entries.keys():
         return [*checks, Check("tensors", False, "the two files do not have the same tensors")]
-    wrong, differ = [], 0
+    wrong = []
     with safefile.mapped(header) as new, safefile.mapped(source) as old:
         for name, entry in header.entries.items():
-            was = source.entries[name]
+            was, steps = source.entries[name], planned.get(name)
             if (entry.dtype, entry.shape) != (was.dtype, was.shape):
                 wrong.append(name)
-                continue
-            steps = planned.get(name)
-            for (start, end, row), (first, last, _) in zip(safefile.chunks(entry), safefile.chunks(was), strict=True):
-                with new(start, end) as a, old(first, last) as b:
-                    equal = _equal(a, b, was, row, steps)
-                    if not equal:
-                        differ += 1
-                        if not unknown or entry.dtype not in safefile.DTYPES:
+            elif not (unknown and name in names):
+                for (start, end, row), (first, last, _) in zip(safefile.chunks(entry), safefile.chunks(was), strict=True):
+                    with new(start, end) as a, old(first, last) as b:
+                        if not _equal(a, b, was, row, steps):
                             wrong.append(name)
-                        break
-    if unknown:
-        return [
-            *checks,
-            Check("changes", None, f"{differ} tensors differ from the source; give the subspace's file to check them"),
-        ]
-    return [
-        *checks,
-        Check(
-            "changes",
-            not wrong,
-            "all as the masks make them" if not wrong else f"{len(wrong)} tensors are not, such as {wrong[0]}",
-        ),
-    ]
+                            break
+    said = (
+        f"{len(wrong)} tensors are not as they must be, such as {wrong[0]}"
+        if wrong
+        else "nothing else, and these as the masks make them"
+    )
+    if unknown and not wrong:
+        return [*checks, Check("changes", None, "nothing else was changed; give the subspace's file to check what was")]
+    return [*checks, Check("changes", not wrong, said)]
 
 
 def _equal(a: memoryview, b: memoryview, entry: safefile.Entry, row: int, steps: Steps | None) -> bool:

@@ -76,7 +76,9 @@ def test_scaled_fp8_keeps_its_scales(files, kind):
         for key in a.keys():  # noqa: SIM118
             before, after = a.get_tensor(key), b.get_tensor(key)
             assert before.dtype == after.dtype
-            assert torch.equal(before.reshape(-1).view(torch.uint8), after.reshape(-1).view(torch.uint8)) or key.endswith((".weight", ".bias"))
+            assert torch.equal(before.reshape(-1).view(torch.uint8), after.reshape(-1).view(torch.uint8)) or key.endswith(
+                (".weight", ".bias")
+            )
     again = run(nodes.UNETLoader, unet_name="clean_00001.safetensors", weight_dtype="default")
     predictions = []
     for one in (model, apply_mask(model, mask), again):
