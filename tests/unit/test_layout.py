@@ -22,14 +22,16 @@ HOSTS |= {"diffusers", "transformers", "gradio", "backend"}
 LEVELS = [
     {"errors", "config", "bitcode", "sitetable", "atomic"},
     {"archs", "maskset"},
-    {"families", "maskfile", "prompts", "fingerprint"},
+    {"families", "maskfile", "prompts", "fingerprint", "safefile"},
     {"detect", "blocks"},
     {"sites", "combine"},
     {"gates"},
     {"fold"},
+    {"sanitize"},
+    {"verify"},
     {"learn"},
     {"hosts"},
-    {"learncli"},
+    {"learncli", "filecli"},
     {"cli", "__main__"},
 ]
 
