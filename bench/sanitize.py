@@ -24,10 +24,11 @@ import torch
 
 from uniforget import files, safefile
 from uniforget.filecli import uses_of
+from uniforget.fileplan import Use, plan
 from uniforget.hosts.published import MODELS
 from uniforget.maskset import MaskInfo, MaskSet
 from uniforget.safefile import Entry, Header
-from uniforget.sanitize import Use, plan, sanitize
+from uniforget.sanitize import sanitize
 from uniforget.sites import find_sites
 
 from .common import machine, resident, write_json

@@ -11,7 +11,8 @@ from comfy_api.latest import io
 
 from ..uniforget import config
 from ..uniforget.errors import ModelFileError, UniForgetError
-from ..uniforget.sanitize import Use, sanitize
+from ..uniforget.fileplan import Use
+from ..uniforget.sanitize import sanitize
 from .inputs import CATEGORY, MaskType, show, to_input
 from .maskio import EXTENSION, check_name, target_path
 

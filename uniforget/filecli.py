@@ -15,7 +15,8 @@ from . import config, files, maskfile, safefile
 from .blocks import describe_blocks
 from .detect import family
 from .errors import ModelFileError, SettingError
-from .sanitize import Use, denoiser_files, denoiser_prefix, notes, sanitize
+from .fileplan import Use, denoiser_prefix
+from .sanitize import denoiser_files, notes, sanitize
 from .sites import find_sites
 from .subspace import Subspace, subspacefile
 from .verify import verify
@@ -111,7 +112,7 @@ def inspect(path: Path) -> dict[str, Any]:
     learned = files.load(path)
     names = learned.shared if isinstance(learned, Subspace) else learned.gates
     info = {k: (dict(v) if k == "extra" else list(v) if isinstance(v, tuple) else v) for k, v in vars(learned.info).items()}
-    out = {
+    out: dict[str, Any] = {
         "file": str(path),
         "what": "subspace" if isinstance(learned, Subspace) else "mask",
         "digest": learned.digest(),
@@ -170,7 +171,7 @@ def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:
 
 def combine(a: Path, b: Path | None, output: Path, mode: str, weight: float, kinds: str, blocks: str) -> dict[str, Any]:
     """Combine masks or choose a part of one; returns what ``--json`` prints."""
-    values = {"mode": mode, "weight": weight, "kinds": kinds, "blocks": blocks}
+    values: dict[str, Any] = {"mode": mode, "weight": weight, "kinds": kinds, "blocks": blocks}
     values = {name: config.COMBINE[name].check(value) for name, value in values.items()}
     if output.suffix != ".safetensors":
         raise SettingError(f"--output: expected a name that ends in .safetensors; found {output}.")

@@ -237,7 +237,7 @@ def _read(file: FileIO, start: int, end: int) -> bytearray:
     return data
 
 
-def _write(file: FileIO, data: bytes | memoryview) -> None:
+def _write(file: FileIO, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
@@ -338,7 +338,7 @@ def rewrite(
 
 
 def _bytes(rows: torch.Tensor) -> memoryview:
-    return memoryview(rows.contiguous().view(torch.uint8).numpy()).cast("B")
+    return rows.contiguous().view(torch.uint8).numpy().data.cast("B")
 
 
 def _room(target: Path, size: int) -> None:

@@ -13,9 +13,10 @@ import torch
 
 from . import maskfile, safefile
 from .errors import MaskFileError, ModelFileError
+from .fileplan import Steps, Use, changes
 from .maskset import MaskSet
 from .safefile import Header
-from .sanitize import Steps, Use, changes, marked, notes
+from .sanitize import marked, notes
 from .subspace import Subspace
 
 

@@ -27,6 +27,7 @@ LEVELS = [
     {"sites", "combine"},
     {"gates"},
     {"fold"},
+    {"fileplan"},
     {"sanitize"},
     {"verify"},
     {"learn"},

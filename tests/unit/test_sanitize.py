@@ -17,10 +17,11 @@ from tests.unit.test_cli import ROOT, folder, here
 from tests.unit.tiny import TinyModel, random_mask, tiny_transformer
 from uniforget import files, safefile
 from uniforget.errors import FamilyError, MismatchError, ModelFileError, SettingError
+from uniforget.fileplan import Use
 from uniforget.fold import fold
 from uniforget.hosts.diffusers import find_modules, layers_of, project_
 from uniforget.maskset import MaskInfo, MaskSet
-from uniforget.sanitize import Use, marked, sanitize
+from uniforget.sanitize import marked, sanitize
 from uniforget.subspace import Basis, Subspace
 from uniforget.verify import verify
 
@@ -293,7 +294,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from uniforget import files, safefile
-from uniforget.sanitize import Use, marked, sanitize
+from uniforget.fileplan import Use
+from uniforget.sanitize import marked, sanitize
 old = safefile.chunks
 def slow(entry):
     print("going", flush=True); time.sleep(0.2)
