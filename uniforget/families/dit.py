@@ -91,6 +91,7 @@ HUNYUANDIT = Family(
     diffusers=Naming(
         keys=(Key(r"blocks\.0\.norm1\.linear\.weight"), Key(r"text_embedding_padding")),
         aliases=same(
+            ("blocks.{}.mlp.fc1", "blocks.{}.ff.net.0.proj"),
             ("blocks.{}.mlp.fc2", "blocks.{}.ff.net.2"),
             ("blocks.{}.norm1", "blocks.{}.norm1.norm"),
             ("blocks.{}.norm3", "blocks.{}.norm2"),
@@ -140,6 +141,9 @@ AURAFLOW = Family(
             Key(r"joint_transformer_blocks\.0\.ff\.out_projection\.weight"),
         ),
         aliases=same(
+            *((f"double_layers.{{}}.mlpC.c_fc{n}", f"joint_transformer_blocks.{{}}.ff_context.linear_{n}") for n in (1, 2)),
+            *((f"double_layers.{{}}.mlpX.c_fc{n}", f"joint_transformer_blocks.{{}}.ff.linear_{n}") for n in (1, 2)),
+            *((f"single_layers.{{}}.mlp.c_fc{n}", f"single_transformer_blocks.{{}}.ff.linear_{n}") for n in (1, 2)),
             ("double_layers.{}.mlpC.c_proj", "joint_transformer_blocks.{}.ff_context.out_projection"),
             ("double_layers.{}.mlpX.c_proj", "joint_transformer_blocks.{}.ff.out_projection"),
             ("double_layers.{}.modC.1", "joint_transformer_blocks.{}.norm1_context.linear"),

@@ -38,7 +38,7 @@ LUMINA2 = Family(
                 alias
                 for row in _NEXT_ROWS
                 for alias in (
-                    (f"{row}.{{}}.feed_forward.w2", f"{row}.{{}}.feed_forward.linear_2"),
+                    *((f"{row}.{{}}.feed_forward.w{n}", f"{row}.{{}}.feed_forward.linear_{n}") for n in (1, 2, 3)),
                     (f"{row}.{{}}.attention.out", f"{row}.{{}}.attn.to_out.0"),
                     (f"{row}.{{}}.attention.q_norm", f"{row}.{{}}.attn.norm_q"),
                     (f"{row}.{{}}.attention_norm1", f"{row}.{{}}.norm1{'' if row == 'context_refiner' else '.norm'}"),
@@ -72,7 +72,7 @@ Z_IMAGE = Family(
                 alias
                 for row in _NEXT_ROWS
                 for alias in (
-                    (f"{row}.{{}}.feed_forward.w2", f"{row}.{{}}.feed_forward.w2"),
+                    *((f"{row}.{{}}.feed_forward.w{n}", f"{row}.{{}}.feed_forward.w{n}") for n in (1, 2, 3)),
                     (f"{row}.{{}}.attention.out", f"{row}.{{}}.attention.to_out.0"),
                     (f"{row}.{{}}.attention.q_norm", f"{row}.{{}}.attention.norm_q"),
                     *(
