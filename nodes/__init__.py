@@ -5,6 +5,7 @@ def all_nodes():
     """Every node class of the pack, in menu order."""
     from .apply import ApplyMask
     from .combine import CombineMasks
+    from .compact import CompactModel
     from .compare import Compare
     from .demo import DemoModel
     from .learn import LearnMask
@@ -14,4 +15,4 @@ def all_nodes():
     from .threshold import SetThreshold
 
     masks = [LearnMask, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, SetThreshold]
-    return [*masks, SaveSanitized, DemoModel, DemoScore]
+    return [*masks, SaveSanitized, CompactModel, DemoModel, DemoScore]

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .config import MULTIPLE
 from .detect import canonical, detect
 from .errors import MismatchError, SettingError
 from .maskset import MaskSet
 from .sites import Place, find_sites, match_sites
 
-MULTIPLES = (1, 8, 16, 32, 64, 128)
+MULTIPLES = tuple(map(int, MULTIPLE.choices))
 # What makes the hidden units that a Linear reads, in ComfyUI's naming: all of the first list that exists.
 _MAKERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(.*\.mlp)\.fc2", (r"\1.fc1",)),

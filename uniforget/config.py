@@ -283,6 +283,13 @@ THRESHOLD = Param(
     0.001,
 )
 
+MULTIPLE = Param(
+    "multiple",
+    "64",
+    "Widths are rounded up to a multiple of this, because graphics cards like round numbers: 64 is fastest on most, 8 is smallest.",
+    "choice",
+    choices=("1", "8", "16", "32", "64", "128"),
+)
 
 # What `learn` takes beside beta, which the preset decides.
 SETTINGS = (
