@@ -182,6 +182,7 @@ def full(testbed: str) -> list[Row]:
     rows += [control("contrastive"), rank_control("random subspace"), rank_control("weight SVD")]
     for seed in SEEDS if testbed == "mmdit" else SEEDS[:1]:
         rows += [subspace("medium", seed, attack="a"), gates("medium", seed, attack="a")]
+    rows += [both("medium", attack="a")]
     for s in STRENGTHS:
         rows += [gates("strong", strength=s), subspace("strong", strength=s), both("strong", strength=s)]
     rows += [control(name, scale=s) for name in ("random", "activation energy", "Fisher", "magnitude") for s in SCALES[:-1]]
@@ -191,7 +192,7 @@ def full(testbed: str) -> list[Row]:
     rows += [tried(f"output side, {t:g}", lambda bed, t=t: beyond.output_side(bed, t)) for t in (0.002, 0.01)]
     rows += [tried(f"shrinkage, {t:g}", lambda bed, t=t: beyond.shrinkage(bed, t)) for t in (0.002, 0.01)]
     rows += [tried(f"wider prompts, {t:g}", lambda bed, t=t: beyond.wider(bed, t)) for t in (0.015,)]
-    rows += [both("strong", threshold=t, attack="a") for t in (0.002, 0.004, 0.006)]
+    rows += [both("strong", threshold=t, attack="a") for t in (0.0025, 0.004)]
     rows += [both("strong", attack="lk")]
     rows += [control(name, seed=seed) for name in ("random", "activation energy", "Fisher") for seed in SEEDS[1:]]
     rows += [rank_control("random subspace", seed=seed) for seed in SEEDS[1:]]
