@@ -10,9 +10,9 @@ def all_nodes():
     from .demo import DemoModel
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
-    from .sanitize import SaveSanitized
+    from .sanitize import LoadCompact, SaveSanitized
     from .score import DemoScore
     from .threshold import SetThreshold
 
     masks = [LearnMask, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, SetThreshold]
-    return [*masks, SaveSanitized, CompactModel, DemoModel, DemoScore]
+    return [*masks, SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]

@@ -9,10 +9,13 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..uniforget import config
-from ..uniforget.errors import ModelFileError, UniForgetError
+from ..uniforget import compactfile, config
+from ..uniforget.compact import report as cut_report
+from ..uniforget.errors import ModelFileError, SettingError, UniForgetError
 from ..uniforget.fileplan import Use
+from ..uniforget.hosts.comfy_compact import load
 from ..uniforget.sanitize import sanitize
+from ..uniforget.subspace import Subspace
 from .inputs import CATEGORY, MaskType, show, to_input
 from .maskio import EXTENSION, check_name, target_path
 
@@ -72,6 +75,11 @@ class SaveSanitized(io.ComfyNode):
                     tooltip="Name of the new file, in ComfyUI's output folder. A slash makes a folder: client/model.",
                 ),
                 io.Boolean.Input(
+                    "compact",
+                    default=False,
+                    tooltip="Also cut out what the mask switches off: a smaller, faster file, which only Load Compact Model can load. Strength 1, gates only.",
+                ),
+                io.Boolean.Input(
                     "overwrite", default=False, tooltip="Off: each save gets a new number. On: the file is replaced every time."
                 ),
             ],
@@ -93,7 +101,17 @@ class SaveSanitized(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model_name, mask, strength, strength_ffn, strength_norm, strength_attn, filename_prefix, overwrite, mask_b=None
+        cls,
+        model_name,
+        mask,
+        strength,
+        strength_ffn,
+        strength_norm,
+        strength_attn,
+        filename_prefix,
+        compact,
+        overwrite,
+        mask_b=None,
     ):
         per_kind = {"ffn": strength_ffn, "norm": strength_norm, "attn": strength_attn}
         config.APPLY["strength"].check(strength)
@@ -107,6 +125,14 @@ class SaveSanitized(io.ComfyNode):
             comfy.model_management.throw_exception_if_processing_interrupted()
             bar.update_absolute(1000 * done // max(of, 1))
 
+        if compact:
+            if isinstance(mask, Subspace) or mask_b is not None or strength != 1 or set(per_kind.values()) != {1}:
+                raise SettingError(
+                    "Setting 'compact': only one mask of gates at strength 1 (all strengths) can be cut out. Switch it off, or set them to 1."
+                )
+            found = compactfile.save(source, target, mask, 64, overwrite, report)
+            lines = [f"saved as {target}", *cut_report(found), mask.summary()]
+            return io.NodeOutput(str(target), ui=show(cls, "\n".join(lines)))
         uses = [Use(one, strength, per_kind) for one in (mask, mask_b) if one is not None]
         done = sanitize(source, target, uses, overwrite, report)
         for caution in done.cautions:
@@ -114,3 +140,47 @@ class SaveSanitized(io.ComfyNode):
         lines = [f"saved as {target}", f"{done.changed} tensors changed, {done.kept} as they were", *done.cautions]
         lines += [f"strength {strength:g}: {use.learned.summary().splitlines()[0]}" for use in uses]
         return io.NodeOutput(str(target), ui=show(cls, "\n".join(lines)))
+
+
+class LoadCompact(io.ComfyNode):
+    """Loads what Save Sanitized Checkpoint wrote with `compact`."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UniForgetLoadCompact",
+            display_name="Load Compact Model",
+            category=CATEGORY,
+            description="Loads a compact model: one whose switched-off parts were cut out, by Save Sanitized Checkpoint or the command line.",
+            inputs=[
+                io.Combo.Input("model_name", options=models(), tooltip="A compact .safetensors file. Press R after adding files.")
+            ],
+            hidden=[io.Hidden.unique_id],
+            outputs=[
+                io.Model.Output(
+                    id="model", display_name="MODEL", tooltip="The compact model. LoRAs work; masks were applied already."
+                ),
+                io.Clip.Output(id="clip", display_name="CLIP", tooltip="Its text encoder, if the file has one."),
+                io.Vae.Output(id="vae", display_name="VAE", tooltip="Its VAE, if the file has one."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name):
+        try:
+            if model_name is not None:  # None: another node chooses, and execute checks it
+                find_model(model_name)
+        except UniForgetError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name):
+        status = os.stat(find_model(model_name)[0])
+        return f"{model_name} {status.st_size} {status.st_mtime_ns}"
+
+    @classmethod
+    def execute(cls, model_name):
+        path = find_model(model_name)[0]
+        model, clip, vae = load(path, folder_paths.get_folder_paths("embeddings"))
+        return io.NodeOutput(model, clip, vae, ui=show(cls, f"{path.name}: compact, {model.model_size() / 1e9:.2f} GB in memory"))

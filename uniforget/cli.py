@@ -17,7 +17,7 @@ from rich.table import Table
 
 from . import __version__
 from .archs import KINDS
-from .config import APPLY, COMBINE, LEARN, Param
+from .config import APPLY, COMBINE, LEARN, MULTIPLE, Param
 from .errors import SettingError, UniForgetError
 from .families import FAMILIES, sizes
 
@@ -188,6 +188,21 @@ def apply(
 
     uses = filecli.uses_of(masks, strength, threshold, ffn=strength_ffn, norm=strength_norm, attn=strength_attn)
     _print(filecli.apply(model, uses, output, overwrite), as_json)
+
+
+@app.command()
+def compact(
+    model: Annotated[Path, typer.Argument(help="A .safetensors checkpoint in ComfyUI's naming.")],
+    mask: Annotated[Path, typer.Argument(help="A mask of gates.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the compact model.")],
+    multiple: Annotated[str, _option(MULTIPLE)] = MULTIPLE.default,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a smaller, faster copy: the mask folded in, and what it switches off cut out. Load Compact Model loads it in ComfyUI."""
+    from . import filecli
+
+    _print(filecli.compact(model, mask, output, multiple, overwrite), as_json)
 
 
 @app.command()

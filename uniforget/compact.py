@@ -68,12 +68,11 @@ class Cut:
     def scatter(self, weight: torch.Tensor) -> torch.Tensor:
         """A whole weight (out, in) from the kept part, zero elsewhere."""
         out = weight.new_zeros(self.size)
-        rows = slice(None) if self.rows is None else self.rows.to(weight.device)
-        columns = slice(None) if self.columns is None else self.columns.to(weight.device)
-        if self.rows is not None and self.columns is not None:
-            out[rows[:, None], columns] = weight
-        else:
-            out[rows, columns] = weight
+        rows, columns = (
+            torch.arange(size, device=weight.device) if kept is None else kept.to(weight.device)
+            for kept, size in zip((self.rows, self.columns), self.size, strict=True)
+        )
+        out[rows[:, None], columns] = weight
         return out
 
     def scatter_bias(self, bias: torch.Tensor) -> torch.Tensor:

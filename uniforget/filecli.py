@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from . import combine as combining
-from . import config, files, maskfile, safefile
+from . import compact as cutting
+from . import compactfile, config, files, maskfile, safefile
 from .blocks import describe_blocks
 from .detect import family
 from .errors import ModelFileError, SettingError
@@ -82,6 +83,31 @@ def apply(model: Path, uses: Sequence[Use], output: Path, overwrite: bool) -> di
         "left": list(done.left),
         "cautions": list(done.cautions),
         "summary": "\n".join(lines),
+    }
+
+
+def compact(model: Path, mask: Path, output: Path, multiple: str, overwrite: bool) -> dict[str, Any]:
+    """Cut a model; returns what ``--json`` prints."""
+    count = int(config.MULTIPLE.check(multiple))
+    learned = files.load(mask)
+    if isinstance(learned, Subspace):
+        raise SettingError(
+            f"{mask}: this is a subspace, which switches no neurons off, so nothing can be cut out. Use a mask of gates."
+        )
+    with _Bar("writing") as bar:
+        found = compactfile.save(model, output, learned, count, overwrite, bar.state)
+    before, after = found.saved()
+    return {
+        "output": str(output),
+        "mask": learned.digest(),
+        "units": {kind: {"before": was, "after": left} for kind, (was, left) in found.units.items()},
+        "weights_before": before,
+        "weights_after": after,
+        "bytes_before": model.stat().st_size,
+        "bytes_after": output.stat().st_size,
+        "summary": "\n".join(
+            [f"saved as {output}, {output.stat().st_size / model.stat().st_size:.0%} of the size", *cutting.report(found)]
+        ),
     }
 
 

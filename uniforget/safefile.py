@@ -10,6 +10,7 @@ import errno
 import hashlib
 import itertools
 import json
+import math
 import mmap
 import os
 import shutil
@@ -272,6 +273,7 @@ def rewrite(
     changes: Mapping[str, Change],
     metadata: Callable[[str, str], Mapping[str, str]],
     report: Callable[[int], None] = lambda count: None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[str, str]:
     """Copy a file while some of its tensors change; all others stay byte for byte what they are.
 
@@ -282,6 +284,7 @@ def rewrite(
         metadata: what the new file's metadata are, given the :func:`digest` of the changed tensors before and after. Digests are
             known at the end, so the length of what it returns must not depend on them.
         report: is told how many bytes have been dealt with since the last call.
+        shapes: new shapes of changed tensors that do not keep theirs.
 
     Returns:
         the two digests.
@@ -289,8 +292,9 @@ def rewrite(
     Raises:
         ModelFileError: it cannot be written, for lack of space or for another reason.
     """
-    blank = header_bytes(header, metadata("0" * 64, "0" * 64))
-    _room(target, len(blank) + header.size)
+    new = _reshaped(header, shapes or {})
+    blank = header_bytes(new, metadata("0" * 64, "0" * 64))
+    _room(target, len(blank) + new.size)
     before, after = hashlib.sha256(), hashlib.sha256()
 
     def write(temporary: Path) -> None:
@@ -303,12 +307,12 @@ def rewrite(
 
             def changed(entry: Entry, start: int, end: int, row: int) -> memoryview:
                 old = _read(aside, start, end)
-                new = _bytes(changes[entry.name](tensor(old, entry), row))
-                for sha, data in ((before, old), (after, new)):
+                made = _bytes(changes[entry.name](tensor(old, entry), row))
+                for sha, data, of in ((before, old, entry), (after, made, new.entries[entry.name])):
                     if not row:
-                        sha.update(_line(entry))
+                        sha.update(_line(of))
                     sha.update(data)
-                return new
+                return made
 
             # What is computed is computed beside the copying, and a little ahead of it.
             todo = ((e, *piece) for e in header.ordered() if e.name in changes for piece in chunks(e))
@@ -322,7 +326,7 @@ def rewrite(
                     _write(file, ahead.popleft().result())
                     ahead.extend(beside.submit(changed, *one) for one in itertools.islice(todo, 1))
                     report(end - start)
-            final = header_bytes(header, metadata(before.hexdigest(), after.hexdigest()))
+            final = header_bytes(new, metadata(before.hexdigest(), after.hexdigest()))
             assert len(final) == len(blank), "digests must not change the header's length"
             file.seek(0)
             _write(file, final)
@@ -337,8 +341,20 @@ def rewrite(
     return before.hexdigest(), after.hexdigest()
 
 
+def _reshaped(header: Header, shapes: Mapping[str, tuple[int, ...]]) -> Header:
+    """The header of a file with the same tensors in the same order, some of them of other shapes."""
+    entries, at = {}, header.begin
+    for e in header.ordered():
+        size = (
+            (e.end - e.start) // max(1, math.prod(e.shape)) * math.prod(shapes[e.name]) if e.name in shapes else e.end - e.start
+        )
+        entries[e.name] = Entry(e.name, e.dtype, shapes.get(e.name, e.shape), at, at + size)
+        at += size
+    return Header(header.path, {name: entries[name] for name in header.entries}, header.metadata, header.begin)
+
+
 def _bytes(rows: torch.Tensor) -> memoryview:
-    return rows.contiguous().view(torch.uint8).numpy().data.cast("B")
+    return rows.contiguous().view(torch.uint8).numpy().data.cast("B") if rows.numel() else memoryview(b"")
 
 
 def _room(target: Path, size: int) -> None:

@@ -1,14 +1,20 @@
 """Compaction: the masked model's very outputs, from smaller weights."""
 
 import copy
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.unit import diffusers_zoo as zoo
-from uniforget import compact
+from tests.unit.test_cli import here
+from tests.unit.tiny import tiny_transformer
+from uniforget import compact, compactfile, files, safefile
 from uniforget.compact import Cut, plan
-from uniforget.errors import MismatchError, SettingError
+from uniforget.detect import canonical, detect
+from uniforget.errors import MismatchError, ModelFileError, SettingError
+from uniforget.fold import fold
 from uniforget.hosts.compact import compact_
 from uniforget.hosts.diffusers import find_modules, fold_
 from uniforget.maskset import MaskInfo, MaskSet
@@ -88,3 +94,89 @@ def test_errors_say_what_to_do():
         plan(shapes_of(model), mask, 7)
     with pytest.raises(MismatchError):
         plan(shapes_of(zoo.small("sdxl")), mask)
+
+
+@pytest.fixture
+def cut_file(tmp_path):
+    """A small SD3 in ComfyUI's naming, and a compact copy of it made by the command line."""
+    model = tiny_transformer()
+    state = comfy_state(model)
+    source, target, file = (tmp_path / f"{n}.safetensors" for n in ("model", "cut", "mask"))
+    save_file(state, source, {"made": "for tests"})
+    mask = hard_mask(model)
+    files.save(mask, file)
+    done = here("compact", str(source), str(file), "-o", str(target), "--multiple", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    return source, target, mask, json.loads(done.stdout)
+
+
+def comfy_state(model):
+    """diffusers' weights of a SD3 under ComfyUI's names, fused as there; what has no name there is left out."""
+    state = model.state_dict()
+    known, origin = canonical({k: v.shape for k, v in state.items()}, detect({k: v.shape for k, v in state.items()})[1])
+    out = {n: torch.cat([state[f"{p.path}.{n.rpartition('.')[2]}"] for p in origin[n.rpartition(".")[0]]]) for n in known}
+    out |= {"x_embedder.proj.weight": torch.zeros(2, 2, 2, 2), "context_embedder.weight": torch.zeros(128, 32)}
+    return {k: v.contiguous() for k, v in out.items()}
+
+
+def test_the_command_line_writes_a_smaller_file(cut_file):
+    source, target, mask, told = cut_file
+    assert (
+        told["bytes_after"] == target.stat().st_size < 0.9 * told["bytes_before"]
+        and told["weights_after"] < told["weights_before"]
+    )
+    prefix, found = compactfile.read(safefile.read_header(target))
+    spread = compactfile.whole(load_file(target), prefix, found)
+    wanted = fold(load_file(source), mask)
+    for name, value in wanted.items():
+        cut = found.cuts.get(name.rpartition(".")[0])
+        if cut is None:
+            assert torch.equal(spread[name], value), name
+        else:
+            whole = cut.scatter(cut.gather(value)) if value.ndim == 2 else cut.scatter_bias(cut.gather_bias(value))
+            assert torch.equal(spread[name], whole), name
+    assert safefile.read_header(target).metadata["made"] == "for tests"
+
+
+def test_notes_of_strangers_are_checked(cut_file, tmp_path):
+    source, target, mask, _ = cut_file
+    state, metadata = load_file(target), safefile.read_header(target).metadata
+    note = json.loads(metadata["uniforget_compact"])
+    path = next(p for p, entry in note["cuts"].items() if "columns" in entry)
+
+    def changed(change):
+        other = copy.deepcopy(note)
+        change(other)
+        file = tmp_path / "bad.safetensors"
+        save_file(state, file, {"uniforget_compact": other if isinstance(other, str) else json.dumps(other)})
+        return safefile.read_header(file)
+
+    for change, words in (
+        (lambda n: n.pop("cuts"), "cannot be read"),
+        (lambda n: n["cuts"].update(nowhere=note["cuts"][path]), "cannot be read"),
+        (lambda n: n["cuts"][path].update(size=[10**9, 10**9]), "has a size of"),
+        (lambda n: n["cuts"][path].update(size=[-1, 4]), "has a size of"),
+        (lambda n: n["cuts"][path].update(columns="AAAA"), "bytes for"),
+        (lambda n: n["cuts"][path].update(columns="%%"), "cannot be read"),
+        (lambda n: n["cuts"][path].pop("columns"), "in its note"),
+        (lambda n: n.update(heads=[1]), "cannot be read"),
+    ):
+        with pytest.raises(ModelFileError, match=words):
+            compactfile.read(changed(change))
+    with pytest.raises(ModelFileError, match="no compact model"):
+        compactfile.read(safefile.read_header(source))
+    with pytest.raises(MismatchError, match="compact already"):
+        compactfile.save(target, tmp_path / "again.safetensors", mask)
+    huge = copy.deepcopy(note)
+    big = Cut("x", (1 << 18, 1 << 18), torch.arange(1), torch.arange(1))
+    huge["cuts"] = {"x": compactfile._packed(big)}
+    save_file({"x.weight": torch.zeros(1, 1)}, tmp_path / "huge.safetensors", {"uniforget_compact": json.dumps(huge)})
+    with pytest.raises(ModelFileError, match="more than such a file can stand for"):
+        compactfile.read(safefile.read_header(tmp_path / "huge.safetensors"))
+
+
+def test_compacting_in_small_pieces_gives_the_same_file(cut_file, tmp_path, monkeypatch):
+    source, target, mask, _ = cut_file
+    monkeypatch.setattr(safefile, "CHUNK", 3000)
+    compactfile.save(source, tmp_path / "pieces.safetensors", mask, 8)
+    assert (tmp_path / "pieces.safetensors").read_bytes() == target.read_bytes()

@@ -8,15 +8,19 @@ afterwards gathered again. So LoRAs land, loaded before or after, and so does th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import comfy.float
+import comfy.sd
+import comfy.utils
 import torch
 from torch import nn
 
+from .. import compactfile, safefile
 from ..compact import Cut, Plan, plan
-from ..errors import MismatchError
+from ..errors import MismatchError, ModelFileError
 from ..maskset import MaskSet
 from .comfy import PREFIX, apply_mask
 
@@ -115,13 +119,57 @@ def compact(patcher: Any, mask: MaskSet, multiple: int = 8) -> tuple[Any, Plan]:
         names = [n for n in ("weight", "bias") if f"{PREFIX}{path}.{n}" in backup]
         kept = {n: backup[f"{PREFIX}{path}.{n}"].weight for n in names}
         clone.add_object_patch(PREFIX + path, _cut_linear(modules[path], cut, kept))
+    for key, value in _settings(modules, found):
+        clone.add_object_patch(PREFIX + key, value)
+    return clone, found
+
+
+def _settings(modules: Mapping[str, Any], found: Plan) -> Iterator[tuple[str, int]]:
+    """Numbers in modules that go with the sizes of their Linears."""
     for path, heads in found.heads.items():
-        clone.add_object_patch(f"{PREFIX}{path}.heads", heads)
+        yield f"{path}.heads", heads
     for path, hidden in found.hidden.items():
         parent = path.rpartition(".")[0]
         block = modules[parent]
         if hasattr(block, "mlp_hidden_dim_first"):  # FLUX's single blocks split by it
-            clone.add_object_patch(
-                f"{PREFIX}{parent}.mlp_hidden_dim_first", hidden * (block.mlp_hidden_dim_first // block.mlp_hidden_dim)
-            )
-    return clone, found
+            yield f"{parent}.mlp_hidden_dim_first", hidden * (block.mlp_hidden_dim_first // block.mlp_hidden_dim)
+
+
+def load(path: Path, embeddings: str | None = None) -> tuple[Any, Any, Any]:
+    """A compact checkpoint as ``(ModelPatcher, CLIP or None, VAE or None)``; it stays compact wherever it goes.
+
+    Raises:
+        ModelFileError: it is no compact checkpoint, or damaged, or no model that this ComfyUI knows.
+    """
+    header = safefile.read_header(path)
+    prefix, found = compactfile.read(header)
+    state, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    # Loaded at its old size, so that ComfyUI recognises it, and cut again at once.
+    state = compactfile.whole(state, prefix, found)
+    clip = vae = None
+    if any(name.startswith(("first_stage_model.", "vae.")) for name in state):
+        patcher, clip, vae, _ = comfy.sd.load_state_dict_guess_config(state, embedding_directory=embeddings, metadata=metadata)
+    else:
+        patcher = comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
+    if patcher is None:
+        raise ModelFileError(f"{path}: this ComfyUI does not know the model in this file. Update ComfyUI.")
+    install(patcher, found, str(path))
+    return patcher, clip, vae
+
+
+def install(patcher: Any, found: Plan, name: str) -> None:
+    """Cut a model for good that nobody else has, loaded from a file called `name`.
+
+    Raises:
+        ModelFileError: the plan is of a model of other sizes.
+    """
+    network = patcher.model.diffusion_model
+    modules = dict(network.named_modules())
+    for path, cut in found.cuts.items():
+        if path not in modules or tuple(modules[path].weight.shape) != cut.size:
+            raise ModelFileError(f"{name}: its note cuts {path}, which is of another size in this model. Make the file anew.")
+    # The numbers first: they are told from the whole modules.
+    cuts = [(path, _cut_linear(modules[path], cut, {})) for path, cut in found.cuts.items()]
+    for key, value in [*_settings(modules, found), *cuts]:
+        comfy.utils.set_attr(network, key, value)
+    patcher.size = 0  # counted anew

@@ -33,7 +33,9 @@ def folders(files, monkeypatch):
 def save(name, mask, strength=1.0, prefix="clean", overwrite=False, mask_b=None, **kinds):
     values = {f"strength_{kind}": kinds.get(kind, 1.0) for kind in ("ffn", "norm", "attn")}
     assert SaveSanitized.validate_inputs(name, prefix) is True
-    out = SaveSanitized.execute(name, mask, strength, filename_prefix=prefix, overwrite=overwrite, mask_b=mask_b, **values)
+    out = SaveSanitized.execute(
+        name, mask, strength, filename_prefix=prefix, overwrite=overwrite, compact=False, mask_b=mask_b, **values
+    )
     return out.args[0], out.ui.as_dict()["text"][0]
 
 
@@ -127,7 +129,7 @@ def test_names_stay_inside(files):
         assert "plain name inside" in SaveSanitized.validate_inputs("diffusion_models/fp16.safetensors", prefix)
     assert "choose another" in SaveSanitized.validate_inputs("diffusion_models/none.safetensors", "x")
     with pytest.raises(ModelFileError):
-        SaveSanitized.execute("diffusion_models/none.safetensors", mask, 1.0, 1.0, 1.0, 1.0, "x", False)
+        SaveSanitized.execute("diffusion_models/none.safetensors", mask, 1.0, 1.0, 1.0, 1.0, "x", False, False)
 
 
 def test_cancelled_it_leaves_nothing(files, monkeypatch):
