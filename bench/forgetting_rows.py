@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from testbed import concepts
+from uniforget.config import RECOVER
+from uniforget.hosts.diffusers import lora_
+from uniforget.learn.recover import recover
 from uniforget.maskset import MaskSet
 from uniforget.subspace import Subspace
 from uniforget.subspace.learning import PRESETS as SUBSPACE
 
 from . import beyond, controls
-from .forgetting import STRENGTHS, TOGETHER, Bed, Row
+from .forgetting import STRENGTHS, TOGETHER, Bed, Row, drawing
 
 SEEDS = (0, 1, 2)
 SCALES = (0.5, 0.75, 1.0)
@@ -83,6 +86,23 @@ def both(preset: str, seed: int = 0, strength: float = 1.0, threshold: float = T
         attack=attack,
         samples=samples(strength, attack),
     )
+
+
+def recovered(preset: str, seed: int = 0, attack: str = "") -> Row:
+    """Gates, then a LoRA that brings quality back from neutral prompts alone."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        mask = mask_of(bed, preset, seed)
+        model = bed.model()
+        with drawing():
+            lora = recover(
+                model, mask, bed.settings(seed, learning_rate=RECOVER["learning_rate"].default), RECOVER["rank"].default
+            )
+        network = bed.edited(mask)
+        lora_(network, lora)
+        return network, mask
+
+    return Row("gates + recovery", build, "stepwise", preset, 1.0, seed, attack=attack)
 
 
 def control(name: str, preset: str = "strong", scale: float = 1.0, seed: int = 0, attack: str = "") -> Row:
@@ -178,6 +198,7 @@ def full(testbed: str) -> list[Row]:
             both("strong", seed, attack=attack),
             subspace("strong", seed, attack=attack),
         ]
+    rows += [recovered("strong", attack="a")]
     rows += [control(name) for name in ("random", "activation energy", "OBS, compensated", "Fisher", "magnitude", "OBS")]
     rows += [control("contrastive"), rank_control("random subspace"), rank_control("weight SVD")]
     for seed in SEEDS if testbed == "mmdit" else SEEDS[:1]:

@@ -283,6 +283,21 @@ THRESHOLD = Param(
     0.001,
 )
 
+RECOVER = _table(
+    *(LEARN[name] for name in ("prompts", "steps", "batch", "sampling_steps", "cfg", "width", "height", "seed", "memory")),
+    Param(
+        "learning_rate",
+        0.001,
+        "How fast the LoRA may change. Lower it if the loss picture jumps up and down.",
+        "float",
+        0.00001,
+        1.0,
+        0.00001,
+        advanced=True,
+    ),
+    Param("rank", 16, "Size of the LoRA. Larger recovers more and makes a larger file.", "int", 1, 256, 1),
+)
+
 MULTIPLE = Param(
     "multiple",
     "64",

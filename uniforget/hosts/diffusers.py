@@ -11,6 +11,7 @@ from ..archs import Family
 from ..errors import MismatchError
 from ..fingerprint import fingerprint
 from ..fold import edits, factors
+from ..learn.recover import Lora
 from ..maskset import MaskSet
 from ..sites import Site, find_sites, match_sites, telling
 from ..subspace import Layer, Subspace, effective, find_layers, match_layers, project
@@ -76,3 +77,28 @@ def project_(model: nn.Module, subspace: Subspace, strength: float = 1.0, per_ki
         for path in layer.paths if layer.name in edits else ():
             weight = modules[path].get_parameter("weight")
             weight.copy_(project(weight, *edits[layer.name]))
+
+
+@torch.no_grad()
+def lora_(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
+    """Add a LoRA to the model's weights in place.
+
+    Raises:
+        FamilyError: the model is of no family that UniForget knows.
+        MismatchError: it lacks layers of the LoRA, or they have other sizes; nothing was changed.
+    """
+    layers = {layer.name: layer for layer in layers_of(model)[1]}
+    modules = dict(model.named_modules())
+    planned = []
+    for name, down in lora.down.items():
+        paths = layers[name].paths if name in layers else ()
+        weights = [modules[path].get_parameter("weight") for path in paths]
+        change = lora.up[name] @ down
+        if not weights or (sum(w.shape[0] for w in weights), weights[0].shape[1]) != change.shape:
+            raise MismatchError(
+                f"{name}: the LoRA's {tuple(change.shape)} weight does not fit this model. Use one that was trained for it."
+            )
+        planned.append((weights, change))
+    for weights, change in planned:
+        for weight, part in zip(weights, change.split([w.shape[0] for w in weights]), strict=True):
+            weight.add_(strength * part.to(weight))

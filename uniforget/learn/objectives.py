@@ -112,7 +112,7 @@ class Stepwise(Objective):
             self.factors.update(gates)
         return x, positive, negative
 
-    def _errors(self, chosen: list[int]) -> torch.Tensor:
+    def errors(self, chosen: list[int]) -> torch.Tensor:
         """Relative loss of each chosen state (n,) under the installed gates."""
         rows = [i // self.steps for i in chosen]
         ks = torch.tensor([i % self.steps for i in chosen])
@@ -129,7 +129,7 @@ class Stepwise(Objective):
         gates = gates.requires_grad_()
         self.install(gates)
         with self.saving():
-            loss = self._errors(chosen).sum() * share
+            loss = self.errors(chosen).sum() * share
             (gradient,) = torch.autograd.grad(loss, gates)
         return loss.item(), gradient
 
@@ -137,7 +137,7 @@ class Stepwise(Objective):
     def loss(self, chosen, gates):
         self.install(gates)
         parts = [chosen[i : i + self.settings.batch] for i in range(0, len(chosen), self.settings.batch)]
-        return sum(self._errors(part).sum().item() for part in parts) / len(chosen)
+        return sum(self.errors(part).sum().item() for part in parts) / len(chosen)
 
 
 class Trajectory(Objective):

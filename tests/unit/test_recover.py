@@ -1,0 +1,134 @@
+"""Recovery: a LoRA that brings the masked model's predictions back to the original's, and never through what is off."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.unit.tiny import TinyModel, random_mask
+from uniforget import lorafile
+from uniforget.errors import LearnError, MismatchError, ModelFileError, SettingError
+from uniforget.hosts.diffusers import fold_, layers_of, lora_
+from uniforget.learn import Settings
+from uniforget.learn.recover import recover
+
+SETTINGS = Settings(steps=30, batch=4, noises=1, cfg=2.0, learning_rate=0.02)
+
+
+def small():
+    model = TinyModel(prompts=4, steps=2)
+    model.layers = layers_of(model.transformer)[1]
+    return model
+
+
+@pytest.fixture(scope="module")
+def mask():
+    return random_mask(small())
+
+
+@pytest.fixture(scope="module")
+def lora(mask):
+    return recover(small(), mask, SETTINGS, rank=4)
+
+
+def predict(model):
+    x = model.initial(3, torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        return model.denoise(x, model.sigmas[:1].expand(3), [0, 1, -1])
+
+
+def test_it_brings_predictions_back(lora, mask):
+    original, masked, recovered = small(), small(), small()
+    fold_(masked.transformer, mask)
+    fold_(recovered.transformer, mask)
+    lora_(recovered.transformer, lora)
+    wanted = predict(original)
+    before, after = ((predict(m) - wanted).square().mean() for m in (masked, recovered))
+    assert after < 0.5 * before
+    assert lora.curve[-1].reconstruction < 0.6 * lora.curve[0].reconstruction
+    assert lora.rank == 4 and lora.info.extra["recovered_mask"] == mask.digest()
+
+
+def test_it_reads_nothing_that_is_off(lora, mask):
+    """So applied before the mask or after it, it is the same, and no neuron comes back."""
+    for name, gates in mask.gates.items():
+        if mask.kinds[name] == "ffn":
+            assert not lora.down[name][:, gates == 0].any() and lora.down[name][:, gates == 1].any()
+    first, second = small(), small()
+    lora_(first.transformer, lora)
+    fold_(first.transformer, mask)
+    fold_(second.transformer, mask)
+    lora_(second.transformer, lora)
+    for name in ("transformer_blocks.0.ff.net.2.weight", "transformer_blocks.1.attn.to_q.weight"):
+        torch.testing.assert_close(first.transformer.state_dict()[name], second.transformer.state_dict()[name])
+
+
+def test_the_hooks_are_what_is_saved(lora, mask, tmp_path):
+    """The loss of the last update is about that of the folded model: nothing is lost on the way into the file."""
+    path = tmp_path / "lora.safetensors"
+    lorafile.save(lora, path)
+    state = load_file(path)
+    name = "joint_blocks.0.x_block.attn.qkv"
+    key = "lora_unet_" + name.replace(".", "_")
+    assert state[f"{key}.alpha"] == 4 and state[f"{key}.lora_down.weight"].shape == (4, 128)
+    torch.testing.assert_close(state[f"{key}.lora_up.weight"].float(), lora.up[name], atol=1e-3, rtol=1e-3)
+    assert {k.rpartition(".lora")[0] for k in state if ".lora_up" in k} == {"lora_unet_" + n.replace(".", "_") for n in lora.down}
+
+
+def test_the_model_and_the_random_state_stay_as_they_were(mask):
+    model = small()
+    before, state = copy.deepcopy(model.transformer.state_dict()), torch.get_rng_state()
+    again = recover(model, mask, Settings(**vars(SETTINGS) | {"steps": 2}), rank=2)
+    assert all(torch.equal(v, before[k]) for k, v in model.transformer.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules.values())
+    other = recover(small(), mask, Settings(**vars(SETTINGS) | {"steps": 2}), rank=2)
+    assert all(torch.equal(v, other.up[k]) for k, v in again.up.items()), "a seed gives the same LoRA twice"
+
+
+class Cancelled(Exception):
+    pass
+
+
+@pytest.mark.parametrize("memory", ["keep", "block"])
+def test_going_on_gives_the_very_same_lora(mask, tmp_path, memory):
+    settings = Settings(**vars(SETTINGS) | {"steps": 6, "memory": memory})
+    wanted = recover(small(), mask, settings, rank=2)
+
+    def report(progress):
+        if progress.stage == "learning" and progress.step == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        recover(small(), mask, settings, 2, report, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    seen = []
+    found = recover(small(), mask, settings, 2, lambda p: seen.append(p.step) if p.stage == "learning" else None, tmp_path)
+    assert seen == [4, 5, 6] and not list(tmp_path.iterdir())
+    assert all(torch.equal(v, wanted.down[k]) and torch.equal(found.up[k], wanted.up[k]) for k, v in found.down.items())
+
+
+def test_block_memory_gives_the_same_lora(mask):
+    found = [recover(small(), mask, Settings(**vars(SETTINGS) | {"steps": 3, "memory": m}), 2) for m in ("keep", "block")]
+    for name, up in found[0].up.items():
+        torch.testing.assert_close(up, found[1].up[name], atol=1e-5, rtol=1e-3)
+
+
+def test_errors_say_what_to_do(mask, lora, tmp_path):
+    model = small()
+    model.layers = []
+    with pytest.raises(LearnError, match="nothing that a LoRA could change"):
+        recover(model, mask, SETTINGS)
+    with pytest.raises(LearnError, match="at least 1"):
+        recover(small(), mask, SETTINGS, 0)
+    with pytest.raises(LearnError, match="not a number at step 2"):
+        recover(small(), mask, Settings(**vars(SETTINGS) | {"learning_rate": 1e30}))
+    with pytest.raises(SettingError, match="ends in .safetensors"):
+        lorafile.save(lora, tmp_path / "lora.pt")
+    with pytest.raises(ModelFileError, match="could not be saved"):
+        lorafile.save(lora, tmp_path / "no" / "lora.safetensors")
+    other = small()
+    del other.transformer.transformer_blocks[1]
+    with pytest.raises(MismatchError):
+        lora_(other.transformer, lora)

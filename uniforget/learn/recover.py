@@ -1,0 +1,242 @@
+"""Recovering quality (the paper's "retrain"): a LoRA that makes the masked model predict what the original predicts, on neutral prompts only.
+
+The LoRA sees what the gates let through, so it cannot read neurons that are off: its columns for them are exactly zero. All its numbers are one flat
+float32 vector, kept and resumed like the gates' logits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from ..errors import LearnError
+from ..gates import assemble, by_weight, gated
+from ..maskset import MaskInfo, MaskSet
+from . import memory, shards, state
+from .model import Model, Progress, Settings
+from .objectives import Stepwise
+from .teacher import record_teacher
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank changes of Linears, named as ComfyUI names them.
+
+    Attributes:
+        down: layer -> float32 CPU (rank, in); ``up``: layer -> (out, rank). The change of a weight is ``up @ down``.
+        info: of the mask that it was trained with, and how it was trained.
+        curve: the loss along the way.
+    """
+
+    down: Mapping[str, torch.Tensor]
+    up: Mapping[str, torch.Tensor]
+    info: MaskInfo
+    curve: Sequence[Progress] = ()
+
+    @property
+    def rank(self) -> int:
+        """Of every change."""
+        return next(iter(self.down.values())).shape[0]
+
+
+def recover(
+    model: Model,
+    mask: MaskSet,
+    settings: Settings,
+    rank: int = 16,
+    report: Callable[[Progress], None] = lambda p: None,
+    folder: Path | None = None,
+    every: int = 25,
+) -> Lora:
+    """Train a LoRA for `model` (the original) through `mask` at full strength. Deterministic for a seed on one machine.
+
+    Args:
+        model: its ``sites`` are those of the mask.
+        settings: steps, learning rate, batch, guidance, seed and memory count; there is nothing else to choose.
+        report: called after every update; may raise to cancel.
+        folder: where unfinished training is kept; a run with the same settings, model, mask and prompts goes on from there.
+
+    Raises:
+        LearnError: there are no Linears to change, memory ran out, or the loss is no longer a number. What was kept stays.
+    """
+    if not model.layers:
+        raise LearnError("This model has no Linears inside blocks, so there is nothing that a LoRA could change.")
+    if rank < 1:
+        raise LearnError(f"rank: expected a whole number of at least 1; found {rank}.")
+    try:
+        return _Recovery(model, mask, replace(settings, objective="stepwise", along="teacher"), rank, report, folder, every).run()
+    except torch.OutOfMemoryError as error:
+        kept = " What was trained so far is kept: start again with the same settings to go on." if folder else ""
+        raise LearnError(
+            f"The device ran out of memory ({str(error).splitlines()[0]}). Lower the batch (now {settings.batch}), the rank (now {rank}) or the "
+            f"picture size, or set memory to 'block' (now {settings.memory!r}).{kept}"
+        ) from error
+
+
+class _Recovery:
+    """One training run: its state, and how it moves on."""
+
+    def __init__(self, model: Model, mask: MaskSet, settings: Settings, rank: int, report, folder: Path | None, every: int):
+        self.model, self.mask, self.settings, self.rank, self.report, self.every = model, mask, settings, rank, report, every
+        self.device = model.sigmas.device
+        self.outs = {layer.name: [_rows(model, path) for path in layer.paths] for layer in model.layers}
+        self.sizes = [n for layer in model.layers for n in (rank * layer.width, sum(self.outs[layer.name]) * rank)]
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        parts = []
+        for layer in model.layers:
+            parts.append(torch.randn(rank * layer.width, generator=self.generator) / math.sqrt(layer.width))
+            parts.append(torch.zeros(sum(self.outs[layer.name]) * rank))
+        self.numbers = torch.cat(parts).to(self.device).requires_grad_()
+        self.optimizer = torch.optim.Adam([self.numbers], lr=settings.learning_rate)
+        self.curve: list[Progress] = []
+        self.memory = settings.memory
+        shape = model.initial(1, torch.Generator().manual_seed(0)).shape[1:]
+        info = replace(mask.info, base=f"{mask.info.base} {mask.digest()} rank {rank}")
+        self.key = "recover-" + state.key(settings, info, model.sites, model.sigmas, shape)
+        self.folder = folder
+        self.file = state.path_of(folder, self.key) if folder else None
+
+    def run(self) -> Lora:
+        began = time.monotonic()
+        bank = record_teacher(self.model, self.settings, self.report, self.folder, self.key)
+        factors: dict[str, torch.Tensor] = {}
+        with gated(self.model.modules, self.model.sites, factors), self._changed():
+            objective = Stepwise(self.model, bank, self.settings, self.generator, factors)
+            first = self._resume(objective)
+            objective.install(torch.cat([self.mask.gates[s.name] for s in self.model.sites]).to(self.device))
+            order = objective.batches
+            for step in range(first, self.settings.steps):
+                before = self.generator.get_state(), list(order.left)  # type: ignore[attr-defined]
+                done = step
+                try:
+                    progress = self._update(objective, step)
+                    self.curve.append(progress)
+                    before, done = (self.generator.get_state(), order.left), step + 1  # type: ignore[attr-defined]
+                    if done % self.every == 0:
+                        self._keep(done, *before)
+                    self.report(progress)
+                except BaseException:
+                    self._keep(done, *before)
+                    raise
+        result = self._result(began)
+        if self.folder is not None and not shards.rank():
+            for path in self.folder.glob(f"{self.key}.*"):
+                path.unlink(missing_ok=True)
+        return result
+
+    @contextmanager
+    def _changed(self) -> Iterator[None]:
+        """Within it the model's Linears compute with the LoRA."""
+        handles = []
+        try:
+            for layer, (down, up) in zip(self.model.layers, self._pairs(lambda: self.numbers), strict=True):
+                first = 0
+                for path, count in zip(layer.paths, self.outs[layer.name], strict=True):
+                    hook = _hook(down, up, slice(first, first + count))
+                    handles.append(self.model.modules[path].register_forward_hook(hook))
+                    first += count
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _pairs(self, numbers: Callable[[], torch.Tensor]) -> list[tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]]:
+        """For each layer, what gives its ``down`` and ``up`` out of the flat vector, differentiably."""
+        out, at = [], 0
+        for layer in self.model.layers:
+            rows = sum(self.outs[layer.name])
+            sizes = (self.rank * layer.width, rows * self.rank)
+            out.append((_view(numbers, at, (self.rank, layer.width)), _view(numbers, at + sizes[0], (rows, self.rank))))
+            at += sum(sizes)
+        return out
+
+    def _update(self, objective: Stepwise, step: int) -> Progress:
+        rate = self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.settings.steps))
+        self.optimizer.param_groups[0]["lr"] = rate
+        batch = next(objective.batches)
+        mine = shards.mine(batch)
+        value, gradient = 0.0, torch.zeros_like(self.numbers)
+        if mine:
+            with objective.saving():
+                loss = objective.errors(mine).sum() / len(batch)
+                (gradient,) = torch.autograd.grad(loss, self.numbers)
+            value = loss.item()
+        value = shards.total_(torch.tensor(value, dtype=torch.float64)).item()
+        shards.total_(gradient)
+        if not math.isfinite(value):
+            raise LearnError(
+                f"The loss is not a number at step {step + 1} of {self.settings.steps}. Lower the learning rate (now "
+                f"{self.settings.learning_rate}), or load the model in fp32 or bf16 instead of fp16."
+            )
+        self.numbers.grad = gradient
+        self.optimizer.step()
+        return Progress(step + 1, self.settings.steps, value, self.mask.off_share(), off=self.mask.sparsity())
+
+    def _keep(self, step: int, generator: torch.Tensor, left: list[int]) -> None:
+        if self.file is None or shards.rank() or not step:
+            return
+        moments = self.optimizer.state[self.numbers]
+        extra = {"memory": float(memory.MODES.index(self.memory))}
+        first, second = moments["exp_avg"], moments["exp_avg_sq"]
+        state.write(self.file, state.State(step, self.numbers, first, second, generator, left, extra, self.curve))
+
+    def _resume(self, objective: Stepwise) -> int:
+        kept = state.read(self.file, len(self.numbers)) if self.file else None
+        if kept is None:
+            objective.settle_memory(memory.free_bytes(self.device), 1)
+            self.memory = objective.memory
+            return 0
+        with torch.no_grad():
+            self.numbers.copy_(kept.logits)
+        self.optimizer.state[self.numbers] = {
+            "step": torch.tensor(float(kept.step)),
+            "exp_avg": kept.first.to(self.device),
+            "exp_avg_sq": kept.second.to(self.device),
+        }
+        self.generator.set_state(kept.generator)
+        objective.batches.left = kept.left  # type: ignore[attr-defined]
+        self.curve = kept.curve
+        self.memory = objective.memory = memory.MODES[int(kept.extra["memory"])]
+        return kept.step
+
+    def _result(self, began: float) -> Lora:
+        down, up = {}, {}
+        numbers = self.numbers.detach().cpu()
+        columns = self._columns()
+        for layer, (a, b) in zip(self.model.layers, self._pairs(lambda: numbers), strict=True):
+            gates = columns.get(layer.paths[0])
+            down[layer.name] = a().clone() if gates is None else a() * gates
+            up[layer.name] = b().clone()
+        extra = {"recovered_mask": self.mask.digest(), "recover_seconds": f"{time.monotonic() - began:.1f}"}
+        return Lora(down, up, replace(self.mask.info, extra={**self.mask.info.extra, **extra}), self.curve)
+
+    def _columns(self) -> dict[str, torch.Tensor]:
+        """Module path -> what the mask multiplies its input columns by."""
+        return {
+            path: assemble([(place, self.mask.gates[name]) for name, place in on])
+            for (path, axis), on in by_weight(self.model.sites).items()
+            if axis == "in"
+        }
+
+
+def _rows(model: Model, path: str) -> int:
+    return model.modules[path].get_parameter("weight").shape[0]
+
+
+def _view(numbers: Callable[[], torch.Tensor], at: int, shape: tuple[int, int]) -> Callable[[], torch.Tensor]:
+    return lambda: numbers()[at : at + shape[0] * shape[1]].view(shape)
+
+
+def _hook(down: Callable[[], torch.Tensor], up: Callable[[], torch.Tensor], rows: slice):
+    def add(module, args, output):
+        x = args[0]
+        return output + functional.linear(functional.linear(x, down().to(x.dtype)), up()[rows].to(x.dtype))
+
+    return add
