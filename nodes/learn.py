@@ -83,16 +83,8 @@ class LearnMask(io.ComfyNode):
             seed=settings.seed,
             version=__version__,
         )
-        encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
         folder = Path(folder_paths.get_output_directory(), "uniforget")
-        store = Overflow(folder / "unfinished")
-        negative = encode("")
-        positive = [store.keep(encode(p)) for p in prompts]
-        latent = empty_latent(model, values["width"], values["height"])
-        # Only what is learned on stays on the device.
-        comfy.model_management.unload_all_models()
-        sampling = model.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", values["sampling_steps"])
+        positive, negative, latent, sigmas = prepare(model, clip, prompts, values, folder)
         total = LOOKING + settings.steps
         bar = comfy.utils.ProgressBar(total)
         curve: list[Progress] = []
@@ -122,6 +114,20 @@ class LearnMask(io.ComfyNode):
             path.write_text(table, encoding="utf-8")
             lines.append(f"curve saved as {path}")
         return io.NodeOutput(result.mask, picture, table, ui=show(cls, "\n".join(lines)))
+
+
+def prepare(model, clip, prompts, values, folder):
+    """Conditionings of the prompts and of the empty one, an empty latent, and the sampling steps' noise levels."""
+    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
+    store = Overflow(folder / "unfinished")
+    negative = encode("")
+    positive = [store.keep(encode(p)) for p in prompts]
+    latent = empty_latent(model, values["width"], values["height"])
+    # Only what is learned on stays on the device.
+    comfy.model_management.unload_all_models()
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", values["sampling_steps"])
+    return positive, negative, latent, sigmas
 
 
 def _array(image):

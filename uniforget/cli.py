@@ -17,7 +17,7 @@ from rich.table import Table
 
 from . import __version__
 from .archs import KINDS
-from .config import APPLY, COMBINE, LEARN, MULTIPLE, Param
+from .config import APPLY, COMBINE, LEARN, MULTIPLE, RECOVER, Param
 from .errors import SettingError, UniForgetError
 from .families import FAMILIES, sizes
 
@@ -164,6 +164,40 @@ def learn(
     result = run(**values)
     if result is not None:
         print(json.dumps(result, indent=2) if as_json else result["summary"])
+
+
+@app.command()
+def recover(
+    model: Annotated[str, typer.Argument(help="The original: a diffusers folder, or a single-file checkpoint.")],
+    mask: Annotated[Path, typer.Argument(help="The mask whose cost is to be made up for.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to save the LoRA (.safetensors).")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Neutral prompts, one a line or JSONL; left out: the bundled list.")
+    ] = None,
+    rank: Annotated[int, _option(RECOVER["rank"])] = RECOVER["rank"].default,
+    steps: Annotated[int, _option(RECOVER["steps"])] = RECOVER["steps"].default,
+    learning_rate: Annotated[float, _option(RECOVER["learning_rate"])] = RECOVER["learning_rate"].default,
+    batch: Annotated[int, _option(RECOVER["batch"])] = RECOVER["batch"].default,
+    sampling_steps: Annotated[int, _option(RECOVER["sampling_steps"])] = RECOVER["sampling_steps"].default,
+    cfg: Annotated[float, _option(RECOVER["cfg"])] = RECOVER["cfg"].default,
+    width: Annotated[int, _option(RECOVER["width"])] = RECOVER["width"].default,
+    height: Annotated[int, _option(RECOVER["height"])] = RECOVER["height"].default,
+    seed: Annotated[int, _option(RECOVER["seed"])] = RECOVER["seed"].default,
+    memory: Annotated[str, _option(RECOVER["memory"])] = RECOVER["memory"].default,
+    dtype: Annotated[str, typer.Option(help="Of the model's weights: fp32, bf16 or fp16.")] = "bf16",
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; left out: a GPU if there is one.")] = None,
+    config: Annotated[str | None, typer.Option(help="For a single file: a diffusers folder of the same kind of model.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a LoRA that brings back quality which a mask costs, from neutral prompts alone. Stopped? The same command goes on."""
+    from .learncli import recover_run
+
+    values = dict(locals())
+    for name in ("recover_run", "as_json"):
+        del values[name]
+    result = recover_run(**values)
+    if result is not None:
+        _print(result, as_json)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import __version__, config, files
+from .archs import KINDS
 from .errors import LearnError, SettingError
 from .learn import Progress as State
 from .learn import Settings, curve_csv, learn, shards
-from .maskset import MaskInfo
+from .maskset import MaskInfo, MaskSet
 from .prompts import neutral_prompts, prompts_hash, read_prompts
-from .sites import target_kinds
+from .sites import match_sites, target_kinds
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -79,6 +80,60 @@ def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str 
             "sparsity": result.mask.sparsity(),
             "learn_seconds": result.mask.info.learn_seconds,
             "summary": f"saved as {output}\n{result.mask.summary()}",
+        }
+    finally:
+        shards.leave()
+
+
+def recover_run(
+    model: str, mask: Path, output: Path, prompts: Path | None, dtype: str, device: str | None, **values: Any
+) -> dict[str, Any] | None:
+    """Train a recovery LoRA and save it; returns what ``--json`` prints, or None in all but the first of several processes.
+
+    Raises:
+        UniForgetError: a setting, the prompts, the model, the mask or the output is wrong.
+    """
+    from . import lorafile
+    from .learn.recover import recover
+
+    if dtype not in DTYPES:
+        raise SettingError(f"--dtype: expected one of {', '.join(DTYPES)}; found {dtype!r}.")
+    if output.suffix != ".safetensors":
+        raise SettingError(f"--output: expected a name that ends in .safetensors; found {output}.")
+    names = ("steps", "batch", "cfg", "seed", "memory", "learning_rate")
+    settings = Settings(**{name: config.RECOVER[name].check(values[name]) for name in names})
+    learned = files.load(mask)
+    if not isinstance(learned, MaskSet):
+        raise SettingError(
+            f"{mask}: this is a subspace; quality can be recovered for masks of gates. Lower its threshold instead."
+        )
+    lines = read_prompts(prompts) if prompts else neutral_prompts()
+    if importlib.util.find_spec("diffusers") is None:
+        raise LearnError("This needs the packages diffusers and transformers. Run: pip install diffusers transformers")
+    from .hosts.pipeline import PipelineModel, load_pipeline
+
+    shards.join()
+    unfinished = output.parent / ".uniforget-unfinished"
+    try:
+        pipe = load_pipeline(model, DTYPES[dtype], values["config"])
+        loaded = PipelineModel(
+            pipe, lines, steps=values["sampling_steps"], width=values["width"], height=values["height"], kinds=KINDS,
+            cfg=settings.cfg, device=_device(device), folder=unfinished,
+        )  # fmt: skip
+        loaded.sites = match_sites(learned, loaded.family, loaded.sites)
+        with _Report(settings.steps, None) as report:
+            lora = recover(loaded, learned, settings, config.RECOVER["rank"].check(values["rank"]), report, unfinished)
+        if shards.rank():
+            return None
+        lorafile.save(lora, output)
+        first, last = lora.curve[0].reconstruction, lora.curve[-1].reconstruction
+        return {
+            "lora": str(output),
+            "mask": learned.digest(),
+            "rank": lora.rank,
+            "loss_first": first,
+            "loss_last": last,
+            "summary": f"saved as {output}\ndifference to the original on neutral prompts: {first:.4f} -> {last:.4f}",
         }
     finally:
         shards.leave()

@@ -1,11 +1,13 @@
 """Recovery: a LoRA that brings the masked model's predictions back to the original's, and never through what is off."""
 
 import copy
+import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.unit.test_cli import folder, here, learning
 from tests.unit.tiny import TinyModel, random_mask
 from uniforget import lorafile
 from uniforget.errors import LearnError, MismatchError, ModelFileError, SettingError
@@ -13,6 +15,7 @@ from uniforget.hosts.diffusers import fold_, layers_of, lora_
 from uniforget.learn import Settings
 from uniforget.learn.recover import recover
 
+__all__ = ["folder"]
 SETTINGS = Settings(steps=30, batch=4, noises=1, cfg=2.0, learning_rate=0.02)
 
 
@@ -132,3 +135,34 @@ def test_errors_say_what_to_do(mask, lora, tmp_path):
     del other.transformer.transformer_blocks[1]
     with pytest.raises(MismatchError):
         lora_(other.transformer, lora)
+
+
+def test_the_command_line_trains_on_a_pipeline(folder, tmp_path):
+    mask, prompts = tmp_path / "mask.safetensors", tmp_path / "prompts.txt"
+    done = here(*learning(folder, mask))
+    assert done.returncode == 0, done.stderr
+    small = (
+        "--prompts",
+        str(prompts),
+        "--dtype",
+        "fp32",
+        "--steps",
+        "6",
+        "--batch",
+        "2",
+        "--sampling-steps",
+        "2",
+        "--width",
+        "64",
+        "--height",
+        "64",
+    )
+    out = tmp_path / "lora.safetensors"
+    told = here("recover", str(folder), str(mask), "-o", str(out), "--rank", "4", *small, "--json")
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout)
+    assert found["rank"] == 4 and found["loss_last"] < found["loss_first"]
+    names = {k.partition(".")[0] for k in load_file(out)}
+    assert any(n.endswith("transformer_blocks_0_attn2_to_k") for n in names) and all(n.startswith("lora_unet_") for n in names)
+    wrong = here("recover", str(folder), str(mask), "-o", str(tmp_path / "lora.pt"), *small)
+    assert wrong.returncode == 1 and ".safetensors" in wrong.stderr

@@ -264,9 +264,9 @@ class _Loaded:
 class _LearnSampler(comfy.samplers.Sampler):
     """Runs learning where ComfyUI runs sampling: the model is loaded, patched and on its device."""
 
-    def __init__(self, run: Callable[..., Result]):
+    def __init__(self, run: Callable):
         self.run = run
-        self.result: Result | None = None
+        self.result = None
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         with torch.inference_mode(False), torch.enable_grad():
@@ -304,16 +304,27 @@ def learn_mask(
         LearnError: see :func:`uniforget.learn.learn`; ComfyUI's interrupt passes through unchanged.
     """
 
-    def run(guider, sigmas, latent, model_options):
-        model = _Loaded(guider, sites, sigmas, latent, len(positive), model_options)
+    def run(model):
         return learn(model, settings, info, report, folder, tell=tell)
+
+    return loaded(patcher, sites, positive, negative, latent, sigmas, settings.batch, run)
+
+
+def loaded(
+    patcher, sites: list[Site], positive: list, negative, latent: torch.Tensor, sigmas: torch.Tensor, batch: int, run: Callable
+):
+    """What `run` makes of the model as :class:`uniforget.learn.Model`, loaded, patched and on its device, with gradients allowed.
+
+    Args: see :func:`learn_mask`.
+    """
+
+    def inside(guider, sigmas, latent, model_options):
+        return run(_Loaded(guider, sites, sigmas, latent, len(positive), model_options))
 
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_conds([entry for conditioning in positive for entry in conditioning[:1]], negative)
-    sampler = _LearnSampler(run)
+    sampler = _LearnSampler(inside)
     noise = torch.zeros_like(latent)
-    guider.sample(
-        noise.expand(settings.batch, *noise.shape[1:]), latent.expand(settings.batch, *latent.shape[1:]), sampler, sigmas
-    )
+    guider.sample(noise.expand(batch, *noise.shape[1:]), latent.expand(batch, *latent.shape[1:]), sampler, sigmas)
     assert sampler.result is not None
     return sampler.result

@@ -1,0 +1,115 @@
+"""Recover Quality: a LoRA that makes up for what a mask costs."""
+
+import logging
+import os
+from pathlib import Path
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+
+from ..uniforget import config, lorafile
+from ..uniforget.errors import SettingError, UniForgetError
+from ..uniforget.hosts import comfy as host
+from ..uniforget.learn import Settings
+from ..uniforget.learn.recover import recover
+from ..uniforget.sites import match_sites
+from ..uniforget.subspace import Subspace
+from .inputs import CATEGORY, MaskType, show, to_input
+from .learn import LOOKING, prepare, read_prompts
+from .maskio import check_name, target_path
+from .picture import curve_picture
+
+
+def lora_folder():
+    """Where LoRAs are saved: the output folder's, which ComfyUI's LoRA loaders list, too."""
+    return os.path.join(folder_paths.get_output_directory(), "loras")
+
+
+class RecoverQuality(io.ComfyNode):
+    """Trains a LoRA on neutral prompts so that the masked model draws them as the original did."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UniForgetRecover",
+            display_name="Recover Quality",
+            category=CATEGORY,
+            description=(
+                "Where a strong mask costs quality, this trains a LoRA that brings it back, from neutral prompts alone: what was forgotten is never "
+                "shown to it. The LoRA is an ordinary file. Cancelled? Queue it again with the same settings: it goes on where it stopped."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The original model, without the mask."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                MaskType.Input("mask", tooltip="The mask whose cost is to be made up for, at full strength."),
+                *(to_input(p) for p in config.RECOVER.values()),
+                io.String.Input(
+                    "filename_prefix", default="recovered", tooltip="Name of the LoRA, in the output folder's loras."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            outputs=[
+                io.Model.Output(id="recovered", display_name="MODEL", tooltip="The model with the mask and the LoRA."),
+                io.String.Output(id="path", display_name="path", tooltip="Where the LoRA is."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix):
+        try:
+            if filename_prefix is not None:  # None: another node makes the name, and execute checks it
+                check_name(filename_prefix, lora_folder())
+        except UniForgetError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model, clip, mask, filename_prefix, **values):
+        for name, param in config.RECOVER.items():
+            values[name] = param.check(values[name])
+        check_name(filename_prefix, lora_folder())
+        if isinstance(mask, Subspace):
+            raise SettingError(
+                "Input 'mask': this is a subspace; quality can be recovered for masks of gates. Lower its threshold instead."
+            )
+        family, sites = host.sites_of(model)
+        matched = match_sites(mask, family, sites)
+        prompts = read_prompts(values["prompts"], model)
+        settings = Settings(**{name: values[name] for name in ("steps", "batch", "cfg", "seed", "memory", "learning_rate")})
+        folder = Path(folder_paths.get_output_directory(), "uniforget")
+        positive, negative, latent, sigmas = prepare(model, clip, prompts, values, folder)
+        total, curve = LOOKING + settings.steps, []
+        bar = comfy.utils.ProgressBar(total)
+
+        def report(progress):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if progress.stage == "teacher":
+                bar.update_absolute(LOOKING * progress.step // progress.steps, total)
+                return
+            curve.append(progress)
+            often = progress.step % max(1, settings.steps // 40) == 0
+            bar.update_absolute(
+                LOOKING + progress.step, total, ("JPEG", curve_picture(curve, settings.steps), 512) if often else None
+            )
+
+        run = lambda found: recover(found, mask, settings, values["rank"], report, folder / "unfinished")  # noqa: E731
+        lora = host.loaded(model, matched, positive, negative, latent, sigmas, settings.batch, run)
+        path = target_path(filename_prefix, False, lora_folder())
+        lorafile.save(lora, path)
+        text = f"saved as {path}\ndifference to the original on neutral prompts: {lora.curve[0].reconstruction:.4f} -> {lora.curve[-1].reconstruction:.4f}"
+        logging.info("UniForget: %s", text)
+        return io.NodeOutput(with_lora(host.apply_mask(model, mask), lora), str(path), ui=show(cls, text))
+
+
+def with_lora(model, lora):
+    """A clone of the model with the LoRA, as ComfyUI's own loader would make it."""
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(lorafile.state_dict(lora)), keys)
+    clone = model.clone()
+    clone.add_patches(patches, 1.0)
+    return clone
