@@ -201,7 +201,7 @@ def full(testbed: str) -> list[Row]:
     rows += [recovered("strong", attack="a")]
     rows += [control(name) for name in ("random", "activation energy", "OBS, compensated", "Fisher", "magnitude", "OBS")]
     rows += [control("contrastive"), rank_control("random subspace"), rank_control("weight SVD")]
-    for seed in SEEDS if testbed == "mmdit" else SEEDS[:1]:
+    for seed in SEEDS[:2] if testbed == "mmdit" else SEEDS[:1]:
         rows += [subspace("medium", seed, attack="a"), gates("medium", seed, attack="a")]
     rows += [both("medium", attack="a")]
     for s in STRENGTHS:
@@ -210,15 +210,15 @@ def full(testbed: str) -> list[Row]:
     if testbed == "unet":
         return rows
     rows += [tried(f"gates on directions, {p}", lambda bed, p=p: beyond.eigen_gates(bed, p), p) for p in ("medium", "strong")]
+    rows += [tried(f"wider prompts, {t:g}", lambda bed, t=t: beyond.wider(bed, t)) for t in (0.015,)]
     rows += [tried(f"output side, {t:g}", lambda bed, t=t: beyond.output_side(bed, t)) for t in (0.002, 0.01)]
     rows += [tried(f"shrinkage, {t:g}", lambda bed, t=t: beyond.shrinkage(bed, t)) for t in (0.002, 0.01)]
-    rows += [tried(f"wider prompts, {t:g}", lambda bed, t=t: beyond.wider(bed, t)) for t in (0.015,)]
-    rows += [both("strong", threshold=t, attack="a") for t in (0.0025, 0.004)]
-    rows += [both("strong", attack="lk")]
+    rows += [both("strong", threshold=t, attack="a") for t in (0.004,)]
+    rows += [subspace("custom", threshold=t, attack="a") for t in (0.005, 0.02)]
     rows += [control(name, seed=seed) for name in ("random", "activation energy", "Fisher") for seed in SEEDS[1:]]
     rows += [rank_control("random subspace", seed=seed) for seed in SEEDS[1:]]
-    rows += [subspace("custom", threshold=t, attack="a") for t in (0.003, 0.005, 0.012, 0.02, 0.03)]
     rows += [gates(preset, objective="scores", attack="a") for preset in ("medium", "strong")]
+    rows += [both("strong", attack="lk")]
     rows += [
         ablation(kinds)
         for kinds in (("ffn", "norm"), ("ffn",), ("norm",), ("attn",), ("ffn", "attn"), ("norm", "attn"), ("ffn", "norm", "attn"))
