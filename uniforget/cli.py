@@ -124,6 +124,7 @@ def estimate(
 
 @app.command()
 def learn(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A diffusers folder, or a single-file checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to save the mask (.safetensors).")],
     prompts: Annotated[
@@ -149,6 +150,9 @@ def learn(
     dtype: Annotated[str, typer.Option(help="Of the model's weights: fp32, bf16 or fp16.")] = "bf16",
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; left out: a GPU if there is one.")] = None,
     config: Annotated[str | None, typer.Option(help="For a single file: a diffusers folder of the same kind of model.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="A JSON file with values for these options; options that are given count more.")
+    ] = None,
     curve: Annotated[Path | None, typer.Option(help="Save the learning curve as CSV.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write TensorBoard logs here, if tensorboard is installed.")] = None,
     as_json: Json = False,
@@ -157,10 +161,14 @@ def learn(
 
     Several GPUs: accelerate launch -m uniforget learn ...
     """
-    from .learncli import run
+    from .learncli import read_settings, run
 
     values = dict(locals())
-    del values["run"]
+    for name in ("context", "settings", "read_settings", "run"):
+        del values[name]
+    if settings:
+        given = {name for name in values if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+        values |= {name: value for name, value in read_settings(settings).items() if name not in given}
     result = run(**values)
     if result is not None:
         print(json.dumps(result, indent=2) if as_json else result["summary"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,25 @@ from .prompts import neutral_prompts, prompts_hash, read_prompts
 from .sites import match_sites, target_kinds
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Values for the options of ``learn`` out of a JSON file.
+
+    Raises:
+        SettingError: it cannot be read, or holds something else.
+    """
+    known = {*config.LEARN, "dtype", "device"} - {"prompts"}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError(f"--settings {path}: expected a JSON file that can be read ({error}).") from error
+    wrong = [name for name in found if name not in known] if isinstance(found, dict) else [str(found)[:40]]
+    if wrong:
+        raise SettingError(
+            f"--settings {path}: expected an object with names among {', '.join(sorted(known))}; found {wrong[0]!r}."
+        )
+    return {name: config.LEARN[name].check(value) if name in config.LEARN else str(value) for name, value in found.items()}
 
 
 def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str | None, **values: Any) -> dict[str, Any] | None:
