@@ -204,6 +204,8 @@ def full(testbed: str) -> list[Row]:
     for seed in SEEDS[:2] if testbed == "mmdit" else SEEDS[:1]:
         rows += [subspace("medium", seed, attack="a"), gates("medium", seed, attack="a")]
     rows += [both("medium", attack="a")]
+    if testbed == "unet":
+        rows += [gates("weak", attack="a"), both("weak", attack="a"), subspace("weak", attack="a")]
     for s in STRENGTHS:
         rows += [gates("strong", strength=s), subspace("strong", strength=s), both("strong", strength=s)]
     rows += [control(name, scale=s) for name in ("random", "activation energy", "Fisher", "magnitude") for s in SCALES[:-1]]
