@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -249,8 +250,8 @@ def compact(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="A sanitized .safetensors file.")],
-    source: Annotated[Path | None, typer.Option(help="The file that it was made from.")] = None,
+    file: Annotated[Path, typer.Argument(help="A sanitized .safetensors file, or diffusers folder.")],
+    source: Annotated[Path | None, typer.Option(help="The file or folder that it was made from.")] = None,
     mask: Annotated[list[Path] | None, typer.Option(help="Subspaces that were applied; masks are inside the file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -294,11 +295,18 @@ def combine(
 
 
 @app.command()
-def demo() -> None:
+def demo(as_json: Json = False) -> None:
     """Show the whole story on a small bundled model: learn, apply, count copies before and after."""
     root = Path(__file__).resolve().parents[1]
     if not (root / "launcher" / "demo.py").exists():
         raise SettingError(
             f"uniforget demo: its model is not part of the package. Clone {REPOSITORY} and run: python run.py demo"
         )
-    raise typer.Exit(subprocess.call([sys.executable, str(root / "run.py"), "demo"]))
+    command = [sys.executable, str(root / "run.py"), "demo"]
+    if not as_json:
+        raise typer.Exit(subprocess.call(command))
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder, "demo.json")
+        code = subprocess.call([*command, "--json", str(figures)], stdout=sys.stderr)
+        print(figures.read_text(encoding="utf-8") if figures.exists() else "{}")
+    raise typer.Exit(code)

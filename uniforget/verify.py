@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .errors import MaskFileError, ModelFileError
 from .fileplan import Steps, Use, changes
 from .maskset import MaskSet
 from .safefile import Header
-from .sanitize import marked, notes
+from .sanitize import denoiser_files, marked, notes
 from .subspace import Subspace
 
 
@@ -53,39 +53,65 @@ def verify(
     learned: Sequence[MaskSet | Subspace] = (),
     report: Callable[[int], None] = lambda count: None,
 ) -> Verdict:
-    """Check a sanitized file.
+    """Check a sanitized file, or a sanitized diffusers folder.
 
     Args:
-        source: the file it was made from: everything that no mask acts on must be the same byte for byte, and everything else what
+        source: what it was made from: everything that no mask acts on must be the same byte for byte, and everything else what
             the masks make of it.
         learned: masks and subspaces that were applied; needed for subspaces only, whose files are too large to travel along.
 
     Raises:
         ModelFileError: a file cannot be read, or was never sanitized.
     """
-    header = safefile.read_header(path)
-    found = notes(header)
-    if not found:
-        raise ModelFileError(
-            f"{path}: UniForget left no note in this file, so nothing was applied to it, or another program wrote it since (which loses notes). "
-            "Nothing can be proved."
-        )
-    note = found[-1]
-    checks = []
+    groups = denoiser_files(path)[1] if path.is_dir() else [[path]]
+    sources = {p.name: p for group in denoiser_files(source)[1] for p in group} if source and source.is_dir() else {}
+    checks: list[Check] = []
+    said: list[dict[str, Any]] = []
+    first = ""
+    for group in groups:
+        headers = [safefile.read_header(file) for file in group]
+        for number, header in enumerate(headers):
+            found = notes(header)
+            if not found:
+                raise ModelFileError(
+                    f"{header.path}: UniForget left no note in this file, so nothing was applied to it, or another program wrote it since "
+                    "(which loses notes). Nothing can be proved."
+                )
+            origin = sources.get(header.path.name) if source and path.is_dir() else source
+            if source and origin is None:
+                raise ModelFileError(f"{source}: expected a file {header.path.name} in it, as in {path}; found none.")
+            mine = _file(headers, number, found[-1], origin, learned, report)
+            where = f"{header.path.name}: " if len(groups) + len(headers) > 2 else ""
+            checks += [replace(check, name=where + check.name) for check in mine]
+            if not said:
+                first = str(found[-1].get("source", ""))
+                said = [{k: v for k, v in entry.items() if k != "gates"} for n in found for entry in n["applied"]]
+    return Verdict(tuple(said), first, tuple(checks))
+
+
+def _file(
+    headers: Sequence[Header],
+    number: int,
+    note: dict[str, Any],
+    source: Path | None,
+    learned: Sequence[MaskSet | Subspace],
+    report: Callable[[int], None],
+) -> list[Check]:
+    """Check one of the files that hold a denoiser together."""
+    header = headers[number]
     names = marked(header, note)
     same = safefile.digest(header, names, report) == note["after"]
     count = f"{len(names)} changed tensors"
-    checks.append(Check("weights", same, f"{count}, as they were written" if same else f"{count} are not as they were written"))
-    uses, missing = _uses(note, learned, checks, path)
-    planned = changes([header], uses) if not missing else {}
+    checks = [Check("weights", same, f"{count}, as they were written" if same else f"{count} are not as they were written")]
+    uses, missing = _uses(note, learned, checks, header.path)
+    planned = {n: steps for n, steps in changes(headers, uses).items() if n in header.entries} if not missing else {}
     if not missing and all(isinstance(use.learned, MaskSet) for use in uses):
         checks.append(_zeros(header, planned))
     if source is not None:
         checks += _against(header, safefile.read_header(source), note, names, planned, bool(missing))
-    elif planned or missing:
+    else:
         checks.append(Check("source", None, f"not given; it was {note.get('source', 'unknown')}"))
-    said = tuple({key: value for key, value in entry.items() if key != "gates"} for n in found for entry in n["applied"])
-    return Verdict(said, str(note.get("source", "")), tuple(checks))
+    return checks
 
 
 def _uses(

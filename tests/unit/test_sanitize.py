@@ -169,6 +169,12 @@ def test_a_diffusers_folder_keeps_its_other_parts(tmp_path, folder):
         copy = tmp_path / "out" / path.relative_to(sharded)
         if path.is_file() and not (path.parent.name == "unet" and path.suffix == ".safetensors"):
             assert copy.read_bytes() == path.read_bytes()
+    assert all(c.ok for c in verify(tmp_path / "out", sharded).checks if not c.name.endswith("zeros"))
+    assert len([c for c in verify(tmp_path / "out").checks if c.name.endswith("weights")]) == len(
+        list((sharded / "unet").glob("*.safetensors"))
+    )
+    with pytest.raises(ModelFileError, match="as in"):
+        verify(tmp_path / "out", folder)
     single = sanitize(folder, tmp_path / "single", [Use(mask)])
     assert single.changed == done.changed
     with pytest.raises(SettingError, match="exists already"):

@@ -18,7 +18,7 @@ from .layers import Layer
 from .moments import Moments, collect, distinct, passes, size
 from .subspace import Basis, Subspace, basis_of
 
-# Share of the energy on neutral prompts that is given up. Provisional: bench.forgetting has measured strong only.
+# Share of the energy on neutral prompts that is given up. docs/forgetting.md has what each costs and brings.
 PRESETS = {"weak": 0.007, "medium": 0.01, "strong": 0.015}
 # What a learned subspace can still be moved between.
 LOW, HIGH = 0.002, 0.03
