@@ -20,8 +20,8 @@ SCALES = (0.5, 0.75, 1.0)
 EVERYTHING = "ancfi"
 # Sampling seeds of rows beside the main ones.
 FEW = 6
-# Updates of the ablation and the sweep, half as many as usual, to be compared among each other.
-SHORT = 200
+# Updates of the ablation and the sweep, fewer than usual, to be compared among each other.
+SHORT = 120
 
 
 def samples(strength: float, attack: str) -> int:
@@ -103,6 +103,17 @@ def recovered(preset: str, seed: int = 0, attack: str = "") -> Row:
         return network, mask
 
     return Row("gates + recovery", build, "stepwise", preset, 1.0, seed, attack=attack)
+
+
+def both_recovered(preset: str, seed: int = 0, threshold: float = TOGETHER) -> Row:
+    """Gates and subspace, then a LoRA that brings quality back."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        network, mask = both(preset, seed, threshold=threshold).build(bed)
+        return beyond.recovered(bed, network, mask, seed), mask
+
+    note = "" if threshold == TOGETHER else f"threshold {threshold:g}"
+    return Row("gates + subspace + recovery", build, "stepwise + subspace", preset, 1.0, seed, note=note, attack="a")
 
 
 def control(name: str, preset: str = "strong", scale: float = 1.0, seed: int = 0, attack: str = "") -> Row:
@@ -198,19 +209,39 @@ def full(testbed: str) -> list[Row]:
             both("strong", seed, attack=attack),
             subspace("strong", seed, attack=attack),
         ]
-    rows += [recovered("strong", attack="a")]
+    rows += [recovered("strong", attack="a"), both_recovered("strong"), both_recovered("strong", threshold=0.004)]
     rows += [control(name) for name in ("random", "activation energy", "OBS, compensated", "Fisher", "magnitude", "OBS")]
     rows += [control("contrastive"), rank_control("random subspace"), rank_control("weight SVD")]
-    for seed in SEEDS[:2] if testbed == "mmdit" else SEEDS[:1]:
-        rows += [subspace("medium", seed, attack="a"), gates("medium", seed, attack="a")]
-    rows += [both("medium", attack="a")]
+    rows += [subspace("medium", attack="a"), gates("medium", attack="a"), both("medium", attack="a")]
     if testbed == "unet":
-        rows += [gates("weak", attack="a"), both("weak", attack="a"), subspace("weak", attack="a")]
-    for s in STRENGTHS:
+        rows += [gates("weak", attack="a"), both("weak", attack="a")]
+    for s in STRENGTHS if testbed == "mmdit" else STRENGTHS[1:2]:
         rows += [gates("strong", strength=s), subspace("strong", strength=s), both("strong", strength=s)]
-    rows += [control(name, scale=s) for name in ("random", "activation energy", "Fisher", "magnitude") for s in SCALES[:-1]]
+    for name in ("random", "activation energy", "Fisher", "magnitude")[: 4 if testbed == "mmdit" else 2]:
+        rows += [control(name, scale=s) for s in SCALES[: -1 if testbed == "mmdit" else 1]]
     if testbed == "unet":
         return rows
+    rows += [
+        ablation(kinds)
+        for kinds in (("ffn", "norm"), ("ffn",), ("norm",), ("attn",), ("ffn", "attn"), ("norm", "attn"), ("ffn", "norm", "attn"))
+    ]
+    rows += [ablation(("ffn", "norm"), stream=stream) for stream in ("context_block", "x_block")]
+    rows += [sweep(beta) for beta in (0.1, 0.5, 2.0, 10.0)]
+    rows += [tried("gates on directions", lambda bed: beyond.eigen_gates(bed, "strong"), "strong")]
+    rows += [tried("wider prompts, threshold 0.015", lambda bed: beyond.wider(bed, 0.015))]
+    rows += [tried("output side, threshold 0.005", lambda bed: beyond.output_side(bed, 0.005))]
+    rows += [tried("shrinkage, threshold 0.005", lambda bed: beyond.shrinkage(bed, 0.005))]
+    rows += [both("strong", threshold=0.004, attack="a")]
+    rows += [subspace("custom", threshold=t, attack="a") for t in (0.005, 0.02)]
+    rows += [gates(preset, objective="scores", attack="a") for preset in ("medium", "strong")]
+    rows += [both("strong", attack="lk")]
+    rows += [control(name, seed=seed) for name in ("random", "activation energy") for seed in SEEDS[1:]]
+    rows += [rank_control("random subspace", seed=seed) for seed in SEEDS[1:]]
+    rows += [gates("medium", seed, attack="a") for seed in SEEDS[1:]] + [
+        subspace("medium", seed, attack="a") for seed in SEEDS[1:]
+    ]
+    rows += [gates("weak", attack="a"), subspace("weak", attack="a"), gates("strong", objective="trajectory", attack="a")]
+    return rows
     rows += [tried(f"gates on directions, {p}", lambda bed, p=p: beyond.eigen_gates(bed, p), p) for p in ("medium", "strong")]
     rows += [tried(f"wider prompts, {t:g}", lambda bed, t=t: beyond.wider(bed, t)) for t in (0.015,)]
     rows += [tried(f"output side, {t:g}", lambda bed, t=t: beyond.output_side(bed, t)) for t in (0.002, 0.01)]

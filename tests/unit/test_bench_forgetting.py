@@ -148,7 +148,7 @@ def test_pictures_that_nobody_saw_are_known_to_the_judge():
 def test_rows_can_be_told_apart(name):
     rows = forgetting_rows.full(name)
     plain = [json.dumps(row.key(name)) for row in rows if "l" not in row.attack]
-    assert len(plain) == len(set(plain)) > 30
+    assert len(plain) == len(set(plain)) > 20
     methods = {row.method for row in rows}
     assert {"original", "gates", "subspace", "gates + subspace", "control: random", "control: weight SVD"} <= methods
     assert [row.method for row in rows if row.needs_targets] == ["control: contrastive"]
