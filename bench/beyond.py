@@ -13,11 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from testbed.host import TestbedModel
-from uniforget.config import LEARN, PRESETS, RECOVER
-from uniforget.hosts.diffusers import lora_
+from uniforget.config import PRESETS
 from uniforget.learn import learn
-from uniforget.learn.recover import recover
 from uniforget.maskset import MaskInfo, MaskSet
 from uniforget.sites import Place, Site
 from uniforget.subspace import Moments, Subspace, collect, subspace_of
@@ -75,30 +72,6 @@ def eigen_gates(bed: Any, preset: str, seed: int = 0) -> tuple[Any, MaskSet]:
             weight = out.get_submodule(path).weight
             weight.data.copy_((weight.detach() @ kept) @ kept.T)
     return out, mask
-
-
-class Student(TestbedModel):
-    """The untouched network while the teacher is recorded, an edited one while something is trained."""
-
-    def __init__(self, bed: Any, edited: Any):
-        super().__init__(edited, bed.encoder, bed.tokenizer, bed.prompts, steps=LEARN["sampling_steps"].default)
-        self.edited, self.whole = edited, bed.network
-
-    def denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
-        # Teachers are recorded without gradients.
-        self.transformer = self.edited if torch.is_grad_enabled() else self.whole
-        return super().denoise(x, sigma, which)
-
-
-def recovered(bed: Any, network: Any, mask: MaskSet, seed: int = 0) -> Any:
-    """`network`, in which `mask` and perhaps more is folded, with a LoRA that brings its predictions back to the original's."""
-    model = Student(bed, network)
-    with torch.autocast("cpu", torch.bfloat16):
-        settings = bed.settings(seed, learning_rate=RECOVER["learning_rate"].default)
-        lora = recover(model, mask, settings, RECOVER["rank"].default)
-    out = copy.deepcopy(network)
-    lora_(out, lora)
-    return out
 
 
 def _each(bed: Any, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], seed: int = 0) -> Any:

@@ -65,13 +65,17 @@ def subspace(preset: str, seed: int = 0, strength: float = 1.0, threshold: float
     return Row("subspace", build, "subspace", preset, strength, seed, note=note, attack=attack, samples=samples(strength, attack))
 
 
+def both_space(bed: Bed, preset: str, threshold: float, seed: int = 0) -> Subspace:
+    """The subspace that is learned on the model with the gates of a preset."""
+    base = bed.edited(mask_of(bed, preset, seed))
+    return bed.learned(f"subspace on gates {preset}", seed, preset="weak", objective="subspace", base=base).at(threshold)
+
+
 def both(preset: str, seed: int = 0, strength: float = 1.0, threshold: float = TOGETHER, attack: str = "") -> Row:
     """Gates, then a subspace that was learned on the model with these gates."""
 
     def build(bed: Bed) -> tuple[Any, Any]:
-        mask = mask_of(bed, preset, seed)
-        base = bed.edited(mask)
-        found = bed.learned(f"subspace on gates {preset}", seed, preset="weak", objective="subspace", base=base).at(threshold)
+        mask, found = mask_of(bed, preset, seed), both_space(bed, preset, threshold, seed)
         return bed.edited(found, strength, bed.edited(mask, strength)), mask
 
     note = "" if threshold == TOGETHER else f"threshold {threshold:g}"
@@ -109,8 +113,13 @@ def both_recovered(preset: str, seed: int = 0, threshold: float = TOGETHER) -> R
     """Gates and subspace, then a LoRA that brings quality back."""
 
     def build(bed: Bed) -> tuple[Any, Any]:
-        network, mask = both(preset, seed, threshold=threshold).build(bed)
-        return beyond.recovered(bed, network, mask, seed), mask
+        mask, found = mask_of(bed, preset, seed), both_space(bed, preset, threshold, seed)
+        with drawing():
+            settings = bed.settings(seed, learning_rate=RECOVER["learning_rate"].default)
+            lora = recover(bed.model(), mask, settings, RECOVER["rank"].default, subspace=found)
+        network = bed.edited(found, base=bed.edited(mask))
+        lora_(network, lora)
+        return network, mask
 
     note = "" if threshold == TOGETHER else f"threshold {threshold:g}"
     return Row("gates + subspace + recovery", build, "stepwise + subspace", preset, 1.0, seed, note=note, attack="a")

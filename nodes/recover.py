@@ -12,12 +12,13 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..uniforget import config, lorafile
-from ..uniforget.errors import SettingError, UniForgetError
+from ..uniforget.errors import UniForgetError
 from ..uniforget.hosts import comfy as host
+from ..uniforget.hosts.comfy_subspace import apply_subspace, layers_of
 from ..uniforget.learn import Settings
-from ..uniforget.learn.recover import recover
+from ..uniforget.learn.recover import one_of_each, recover
 from ..uniforget.sites import match_sites
-from ..uniforget.subspace import Subspace
+from ..uniforget.subspace import Subspace, match_layers
 from .inputs import CATEGORY, MaskType, show, to_input
 from .learn import LOOKING, prepare, read_prompts
 from .maskio import check_name, target_path
@@ -46,6 +47,9 @@ class RecoverQuality(io.ComfyNode):
                 io.Model.Input("model", tooltip="The original model, without the mask."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 MaskType.Input("mask", tooltip="The mask whose cost is to be made up for, at full strength."),
+                MaskType.Input(
+                    "mask_b", optional=True, tooltip="A subspace that is applied as well: learned on the model with the mask."
+                ),
                 *(to_input(p) for p in config.RECOVER.values()),
                 io.String.Input(
                     "filename_prefix", default="recovered", tooltip="Name of the LoRA, in the output folder's loras."
@@ -69,16 +73,16 @@ class RecoverQuality(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model, clip, mask, filename_prefix, **values):
+    def execute(cls, model, clip, mask, filename_prefix, mask_b=None, **values):
         for name, param in config.RECOVER.items():
             values[name] = param.check(values[name])
         check_name(filename_prefix, lora_folder())
-        if isinstance(mask, Subspace):
-            raise SettingError(
-                "Input 'mask': this is a subspace; quality can be recovered for masks of gates. Lower its threshold instead."
-            )
+        given = [one for one in (mask, mask_b) if one is not None]
+        gates, subspace = one_of_each(given)
         family, sites = host.sites_of(model)
-        matched = match_sites(mask, family, sites)
+        matched = match_sites(gates, family, sites) if gates else []
+        if subspace:
+            match_layers(subspace, *layers_of(model))
         prompts = read_prompts(values["prompts"], model)
         settings = Settings(**{name: values[name] for name in ("steps", "batch", "cfg", "seed", "memory", "learning_rate")})
         folder = Path(folder_paths.get_output_directory(), "uniforget")
@@ -97,13 +101,15 @@ class RecoverQuality(io.ComfyNode):
                 LOOKING + progress.step, total, ("JPEG", curve_picture(curve, settings.steps), 512) if often else None
             )
 
-        run = lambda found: recover(found, mask, settings, values["rank"], report, folder / "unfinished")  # noqa: E731
+        run = lambda found: recover(found, gates, settings, values["rank"], report, folder / "unfinished", subspace=subspace)  # noqa: E731
         lora = host.loaded(model, matched, positive, negative, latent, sigmas, settings.batch, run)
         path = target_path(filename_prefix, False, lora_folder())
         lorafile.save(lora, path)
         text = f"saved as {path}\ndifference to the original on neutral prompts: {lora.curve[0].reconstruction:.4f} -> {lora.curve[-1].reconstruction:.4f}"
         logging.info("UniForget: %s", text)
-        return io.NodeOutput(with_lora(host.apply_mask(model, mask), lora), str(path), ui=show(cls, text))
+        for one in filter(None, (gates, subspace)):
+            model = (apply_subspace if isinstance(one, Subspace) else host.apply_mask)(model, one)
+        return io.NodeOutput(with_lora(model, lora), str(path), ui=show(cls, text))
 
 
 def with_lora(model, lora):

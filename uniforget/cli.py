@@ -178,7 +178,7 @@ def learn(
 @app.command()
 def recover(
     model: Annotated[str, typer.Argument(help="The original: a diffusers folder, or a single-file checkpoint.")],
-    mask: Annotated[Path, typer.Argument(help="The mask whose cost is to be made up for.")],
+    masks: Annotated[list[Path], typer.Argument(help="A mask, a subspace, or one of each: what its cost is to be made up for.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to save the LoRA (.safetensors).")],
     prompts: Annotated[
         Path | None, typer.Option(help="Neutral prompts, one a line or JSONL; left out: the bundled list.")

@@ -16,9 +16,10 @@ from .archs import KINDS
 from .errors import LearnError, SettingError
 from .learn import Progress as State
 from .learn import Settings, curve_csv, learn, shards
-from .maskset import MaskInfo, MaskSet
+from .maskset import MaskInfo
 from .prompts import neutral_prompts, prompts_hash, read_prompts
 from .sites import match_sites, target_kinds
+from .subspace import match_layers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -106,7 +107,7 @@ def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str 
 
 
 def recover_run(
-    model: str, mask: Path, output: Path, prompts: Path | None, dtype: str, device: str | None, **values: Any
+    model: str, masks: list[Path], output: Path, prompts: Path | None, dtype: str, device: str | None, **values: Any
 ) -> dict[str, Any] | None:
     """Train a recovery LoRA and save it; returns what ``--json`` prints, or None in all but the first of several processes.
 
@@ -114,7 +115,7 @@ def recover_run(
         UniForgetError: a setting, the prompts, the model, the mask or the output is wrong.
     """
     from . import lorafile
-    from .learn.recover import recover
+    from .learn.recover import one_of_each, recover
 
     if dtype not in DTYPES:
         raise SettingError(f"--dtype: expected one of {', '.join(DTYPES)}; found {dtype!r}.")
@@ -122,11 +123,7 @@ def recover_run(
         raise SettingError(f"--output: expected a name that ends in .safetensors; found {output}.")
     names = ("steps", "batch", "cfg", "seed", "memory", "learning_rate")
     settings = Settings(**{name: config.RECOVER[name].check(values[name]) for name in names})
-    learned = files.load(mask)
-    if not isinstance(learned, MaskSet):
-        raise SettingError(
-            f"{mask}: this is a subspace; quality can be recovered for masks of gates. Lower its threshold instead."
-        )
+    mask, subspace = one_of_each([files.load(path) for path in masks])
     lines = read_prompts(prompts) if prompts else neutral_prompts()
     if importlib.util.find_spec("diffusers") is None:
         raise LearnError("This needs the packages diffusers and transformers. Run: pip install diffusers transformers")
@@ -140,16 +137,19 @@ def recover_run(
             pipe, lines, steps=values["sampling_steps"], width=values["width"], height=values["height"], kinds=KINDS,
             cfg=settings.cfg, device=_device(device), folder=unfinished,
         )  # fmt: skip
-        loaded.sites = match_sites(learned, loaded.family, loaded.sites)
+        loaded.sites = match_sites(mask, loaded.family, loaded.sites) if mask else []
+        if subspace:
+            match_layers(subspace, loaded.family.name, loaded.layers)
+        rank = config.RECOVER["rank"].check(values["rank"])
         with _Report(settings.steps, None) as report:
-            lora = recover(loaded, learned, settings, config.RECOVER["rank"].check(values["rank"]), report, unfinished)
+            lora = recover(loaded, mask, settings, rank, report, unfinished, subspace=subspace)
         if shards.rank():
             return None
         lorafile.save(lora, output)
         first, last = lora.curve[0].reconstruction, lora.curve[-1].reconstruction
         return {
             "lora": str(output),
-            "mask": learned.digest(),
+            "masks": [one.digest() for one in (mask, subspace) if one],
             "rank": lora.rank,
             "loss_first": first,
             "loss_last": last,

@@ -43,7 +43,7 @@ def save(lora: Lora, path: Path) -> None:
         "ss_network_alpha": str(lora.rank),
         "sshs_model_hash": sha.hexdigest(),
         "uniforget": __version__,
-        "uniforget_recovers": lora.info.extra.get("recovered_mask", ""),
+        "uniforget_recovers": lora.info.extra.get("recovered", ""),
         "uniforget_family": lora.info.family,
     }
     try:

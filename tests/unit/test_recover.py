@@ -11,9 +11,11 @@ from tests.unit.test_cli import folder, here, learning
 from tests.unit.tiny import TinyModel, random_mask
 from uniforget import lorafile
 from uniforget.errors import LearnError, MismatchError, ModelFileError, SettingError
-from uniforget.hosts.diffusers import fold_, layers_of, lora_
+from uniforget.hosts.diffusers import fold_, layers_of, lora_, project_
 from uniforget.learn import Settings
-from uniforget.learn.recover import recover
+from uniforget.learn.recover import one_of_each, recover
+from uniforget.maskset import MaskInfo
+from uniforget.subspace import Basis, Subspace, effective
 
 __all__ = ["folder"]
 SETTINGS = Settings(steps=30, batch=4, noises=1, cfg=2.0, learning_rate=0.02)
@@ -50,7 +52,7 @@ def test_it_brings_predictions_back(lora, mask):
     before, after = ((predict(m) - wanted).square().mean() for m in (masked, recovered))
     assert after < 0.5 * before
     assert lora.curve[-1].reconstruction < 0.6 * lora.curve[0].reconstruction
-    assert lora.rank == 4 and lora.info.extra["recovered_mask"] == mask.digest()
+    assert lora.rank == 4 and lora.info.extra["recovered"] == mask.digest()
 
 
 def test_it_reads_nothing_that_is_off(lora, mask):
@@ -166,3 +168,63 @@ def test_the_command_line_trains_on_a_pipeline(folder, tmp_path):
     assert any(n.endswith("transformer_blocks_0_attn2_to_k") for n in names) and all(n.startswith("lora_unet_") for n in names)
     wrong = here("recover", str(folder), str(mask), "-o", str(tmp_path / "lora.pt"), *small)
     assert wrong.returncode == 1 and ".safetensors" in wrong.stderr
+
+
+def random_subspace(model):
+    """Random directions for every layer, the last tenth removed."""
+    generator = torch.Generator().manual_seed(2)
+    bases = {}
+    for layer in model.layers:
+        vectors = torch.linalg.qr(torch.randn(layer.width, layer.width, generator=generator))[0]
+        energy = torch.zeros(layer.width)
+        energy[: layer.width * 9 // 10] = 1 / (layer.width * 9 // 10)
+        bases[layer.name] = Basis(vectors.contiguous(), energy)
+    info = MaskInfo(family="sd3", base="", method="subspace")
+    return Subspace(bases, {n: n for n in bases}, {x.name: x.kind for x in model.layers}, 1e-6, info)
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_through_a_subspace(mask, with_mask):
+    """Learned through it, and unable to read what it removes; loaded before or behind it, the LoRA is the same."""
+    original = small()
+    found = random_subspace(original)
+    gates = mask if with_mask else None
+    lora = recover(small(), gates, SETTINGS, rank=4, subspace=found)
+    edited, before, behind = small(), small(), small()
+
+    def edit(model):
+        if gates:
+            fold_(model.transformer, gates)
+        project_(model.transformer, found)
+
+    edit(edited)
+    edit(behind)
+    lora_(behind.transformer, lora)
+    lora_(before.transformer, lora)
+    edit(before)
+    wanted = predict(original)
+    assert (predict(behind) - wanted).square().mean() < 0.7 * (predict(edited) - wanted).square().mean()
+    name = "joint_blocks.0.x_block.mlp.fc1"
+    basis, complement, _ = effective(found)[name]
+    assert not complement and (lora.down[name] @ basis).abs().max() < 1e-4 * lora.down[name].abs().max()
+    for key in ("transformer_blocks.0.ff.net.0.proj.weight", "transformer_blocks.1.attn.to_q.weight"):
+        torch.testing.assert_close(
+            before.transformer.state_dict()[key], behind.transformer.state_dict()[key], atol=1e-5, rtol=1e-4
+        )
+    # The loss it was trained on is that of the edited model: hooks and folding agree.
+    if with_mask:
+        first = recover(
+            small(), gates, Settings(**vars(SETTINGS) | {"steps": 1, "learning_rate": 1e-12}), 1, subspace=found
+        ).curve[0]
+        plain = recover(small(), gates, Settings(**vars(SETTINGS) | {"steps": 1, "learning_rate": 1e-12}), 1).curve[0]
+        assert first.reconstruction > plain.reconstruction
+
+
+def test_one_of_each(mask):
+    found = random_subspace(small())
+    assert one_of_each([found, mask]) == (mask, found) and one_of_each([mask]) == (mask, None)
+    for wrong in ([], [mask, mask], [found, found]):
+        with pytest.raises(LearnError, match="one of each"):
+            one_of_each(wrong)
+    with pytest.raises(LearnError, match="neither a mask nor a subspace"):
+        recover(small(), None, SETTINGS)

@@ -1,7 +1,7 @@
 """Recovering quality (the paper's "retrain"): a LoRA that makes the masked model predict what the original predicts, on neutral prompts only.
 
-The LoRA sees what the gates let through, so it cannot read neurons that are off: its columns for them are exactly zero. All its numbers are one flat
-float32 vector, kept and resumed like the gates' logits.
+The LoRA sees what gates and subspace let through, so it cannot read neurons that are off (its columns for them are exactly zero), nor directions that are
+removed. All its numbers are one flat float32 vector, kept and resumed like the gates' logits.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn import functional
 from ..errors import LearnError
 from ..gates import assemble, by_weight, gated
 from ..maskset import MaskInfo, MaskSet
+from ..subspace import Subspace, effective, project
 from . import memory, shards, state
 from .model import Model, Progress, Settings
 from .objectives import Stepwise
@@ -48,17 +49,18 @@ class Lora:
 
 def recover(
     model: Model,
-    mask: MaskSet,
+    mask: MaskSet | None,
     settings: Settings,
     rank: int = 16,
     report: Callable[[Progress], None] = lambda p: None,
     folder: Path | None = None,
     every: int = 25,
+    subspace: Subspace | None = None,
 ) -> Lora:
-    """Train a LoRA for `model` (the original) through `mask` at full strength. Deterministic for a seed on one machine.
+    """Train a LoRA for `model` (the original) through `mask` and `subspace` at full strength. Deterministic for a seed on one machine.
 
     Args:
-        model: its ``sites`` are those of the mask.
+        model: its ``sites`` are those of the mask; its ``layers`` have those of the subspace.
         settings: steps, learning rate, batch, guidance, seed and memory count; there is nothing else to choose.
         report: called after every update; may raise to cancel.
         folder: where unfinished training is kept; a run with the same settings, model, mask and prompts goes on from there.
@@ -70,8 +72,11 @@ def recover(
         raise LearnError("This model has no Linears inside blocks, so there is nothing that a LoRA could change.")
     if rank < 1:
         raise LearnError(f"rank: expected a whole number of at least 1; found {rank}.")
+    if mask is None and subspace is None:
+        raise LearnError("There is neither a mask nor a subspace, so there is nothing to recover from.")
     try:
-        return _Recovery(model, mask, replace(settings, objective="stepwise", along="teacher"), rank, report, folder, every).run()
+        settings = replace(settings, objective="stepwise", along="teacher")
+        return _Recovery(model, mask, subspace, settings, rank, report, folder, every).run()
     except torch.OutOfMemoryError as error:
         kept = " What was trained so far is kept: start again with the same settings to go on." if folder else ""
         raise LearnError(
@@ -83,8 +88,22 @@ def recover(
 class _Recovery:
     """One training run: its state, and how it moves on."""
 
-    def __init__(self, model: Model, mask: MaskSet, settings: Settings, rank: int, report, folder: Path | None, every: int):
-        self.model, self.mask, self.settings, self.rank, self.report, self.every = model, mask, settings, rank, report, every
+    def __init__(
+        self,
+        model: Model,
+        mask: MaskSet | None,
+        subspace: Subspace | None,
+        settings: Settings,
+        rank: int,
+        report,
+        folder,
+        every: int,
+    ):
+        self.model, self.settings, self.rank, self.report, self.every = model, settings, rank, report, every
+        self.learned = [one for one in (mask, subspace) if one is not None]
+        self.gates = {} if mask is None else mask.gates
+        self.sites = [s for s in model.sites if s.name in self.gates]
+        self.removed = {} if subspace is None else effective(subspace)
         self.device = model.sigmas.device
         self.outs = {layer.name: [_rows(model, path) for path in layer.paths] for layer in model.layers}
         self.sizes = [n for layer in model.layers for n in (rank * layer.width, sum(self.outs[layer.name]) * rank)]
@@ -98,7 +117,9 @@ class _Recovery:
         self.curve: list[Progress] = []
         self.memory = settings.memory
         shape = model.initial(1, torch.Generator().manual_seed(0)).shape[1:]
-        info = replace(mask.info, base=f"{mask.info.base} {mask.digest()} rank {rank}")
+        self.info = self.learned[0].info
+        self.digests = " ".join(one.digest() for one in self.learned)
+        info = replace(self.info, base=f"{self.info.base} {self.digests} rank {rank}")
         self.key = "recover-" + state.key(settings, info, model.sites, model.sigmas, shape)
         self.folder = folder
         self.file = state.path_of(folder, self.key) if folder else None
@@ -107,10 +128,13 @@ class _Recovery:
         began = time.monotonic()
         bank = record_teacher(self.model, self.settings, self.report, self.folder, self.key)
         factors: dict[str, torch.Tensor] = {}
-        with gated(self.model.modules, self.model.sites, factors), self._changed():
+        # In the order in which they reach the weights: what is removed is removed from what the gates read.
+        with self._projected(), gated(self.model.modules, self.sites, factors), self._changed():
             objective = Stepwise(self.model, bank, self.settings, self.generator, factors)
             first = self._resume(objective)
-            objective.install(torch.cat([self.mask.gates[s.name] for s in self.model.sites]).to(self.device))
+            factors.clear()
+            # Copies: hosts may have read them in inference mode.
+            factors.update({s.name: self.gates[s.name].to(self.device).clone() for s in self.sites})
             order = objective.batches
             for step in range(first, self.settings.steps):
                 before = self.generator.get_state(), list(order.left)  # type: ignore[attr-defined]
@@ -130,6 +154,21 @@ class _Recovery:
             for path in self.folder.glob(f"{self.key}.*"):
                 path.unlink(missing_ok=True)
         return result
+
+    @contextmanager
+    def _projected(self) -> Iterator[None]:
+        """Within it the model's Linears read nothing of what the subspace removes."""
+        handles = []
+        try:
+            for layer in self.model.layers:
+                if layer.name in self.removed:
+                    basis, complement, strength = self.removed[layer.name]
+                    hook = _projection(basis.to(self.device).clone(), complement, strength)
+                    handles += [self.model.modules[path].register_forward_pre_hook(hook) for path in layer.paths]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _changed(self) -> Iterator[None]:
@@ -177,7 +216,8 @@ class _Recovery:
             )
         self.numbers.grad = gradient
         self.optimizer.step()
-        return Progress(step + 1, self.settings.steps, value, self.mask.off_share(), off=self.mask.sparsity())
+        first = self.learned[0]
+        return Progress(step + 1, self.settings.steps, value, first.off_share(), off=first.sparsity())
 
     def _keep(self, step: int, generator: torch.Tensor, left: list[int]) -> None:
         if self.file is None or shards.rank() or not step:
@@ -212,16 +252,18 @@ class _Recovery:
         columns = self._columns()
         for layer, (a, b) in zip(self.model.layers, self._pairs(lambda: numbers), strict=True):
             gates = columns.get(layer.paths[0])
-            down[layer.name] = a().clone() if gates is None else a() * gates
+            change = a().clone() if gates is None else a() * gates
+            # Directions are orthonormal, so that projecting the rows is projecting what they read.
+            down[layer.name] = project(change, *self.removed[layer.name]) if layer.name in self.removed else change
             up[layer.name] = b().clone()
-        extra = {"recovered_mask": self.mask.digest(), "recover_seconds": f"{time.monotonic() - began:.1f}"}
-        return Lora(down, up, replace(self.mask.info, extra={**self.mask.info.extra, **extra}), self.curve)
+        extra = {"recovered": self.digests, "recover_seconds": f"{time.monotonic() - began:.1f}"}
+        return Lora(down, up, replace(self.info, extra={**self.info.extra, **extra}), self.curve)
 
     def _columns(self) -> dict[str, torch.Tensor]:
         """Module path -> what the mask multiplies its input columns by."""
         return {
-            path: assemble([(place, self.mask.gates[name]) for name, place in on])
-            for (path, axis), on in by_weight(self.model.sites).items()
+            path: assemble([(place, self.gates[name]) for name, place in on])
+            for (path, axis), on in by_weight(self.sites).items()
             if axis == "in"
         }
 
@@ -234,9 +276,34 @@ def _view(numbers: Callable[[], torch.Tensor], at: int, shape: tuple[int, int]) 
     return lambda: numbers()[at : at + shape[0] * shape[1]].view(shape)
 
 
+def _projection(basis: torch.Tensor, complement: bool, strength: float):
+    def project_input(module, args):
+        x = args[0]
+        directions = basis.to(x.dtype)
+        part = (x @ directions) @ directions.T
+        return (torch.lerp(x, part, strength) if complement else x - strength * part, *args[1:])
+
+    return project_input
+
+
 def _hook(down: Callable[[], torch.Tensor], up: Callable[[], torch.Tensor], rows: slice):
     def add(module, args, output):
         x = args[0]
         return output + functional.linear(functional.linear(x, down().to(x.dtype)), up()[rows].to(x.dtype))
 
     return add
+
+
+def one_of_each(learned: Sequence[MaskSet | Subspace]) -> tuple[MaskSet | None, Subspace | None]:
+    """The mask and the subspace among `learned`.
+
+    Raises:
+        LearnError: there are several of one kind, or none at all.
+    """
+    masks = [one for one in learned if isinstance(one, MaskSet)]
+    spaces = [one for one in learned if isinstance(one, Subspace)]
+    if len(masks) > 1 or len(spaces) > 1 or not learned:
+        raise LearnError(
+            f"Expected one mask, one subspace, or one of each; found {len(masks)} masks and {len(spaces)} subspaces. Combine masks into one first."
+        )
+    return (masks or [None])[0], (spaces or [None])[0]

@@ -47,6 +47,29 @@ def test_the_masked_model_comes_nearer_to_the_original(demo):
     torch.testing.assert_close(demo.sample(apply_mask(lora(demo.model), mask)), found, atol=2e-2, rtol=1e-2)
 
 
+def test_gates_and_a_subspace(demo):
+    from uniforget_pack.nodes.learn import LearnMask
+    from uniforget_pack.uniforget.hosts.comfy_subspace import apply_subspace
+
+    mask = demo.mask(("ffn", "norm"), share=0.1)
+    values = {name: p.default for name, p in config.LEARN.items()}
+    small = {
+        "prompts": PROMPTS,
+        "batch": 4,
+        "width": 64,
+        "height": 64,
+        "sampling_steps": 3,
+        "objective": "subspace",
+        "preset": "strong",
+    }
+    space = LearnMask.execute(apply_mask(demo.model, mask), demo.clip, **{**values, **small}).args[0]
+    before = demo.sample(demo.model)
+    edited = demo.sample(apply_subspace(apply_mask(demo.model, mask), space))
+    out = recover(demo, mask, steps=40, learning_rate=0.003, mask_b=space)
+    assert (demo.sample(out.args[0]) - before).square().mean() < 0.9 * (edited - before).square().mean()
+    assert torch.equal(demo.sample(demo.model), before)
+
+
 def test_a_cancelled_run_goes_on(demo, monkeypatch):
     mask = demo.mask()
     calls, stop = [], [0]
