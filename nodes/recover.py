@@ -18,7 +18,7 @@ from ..uniforget.hosts.comfy_subspace import apply_subspace, layers_of
 from ..uniforget.learn import Settings
 from ..uniforget.learn.recover import one_of_each, recover
 from ..uniforget.sites import match_sites
-from ..uniforget.subspace import Subspace, match_layers
+from ..uniforget.subspace import match_layers
 from .inputs import CATEGORY, MaskType, show, to_input
 from .learn import LOOKING, prepare, read_prompts
 from .maskio import check_name, target_path
@@ -107,8 +107,8 @@ class RecoverQuality(io.ComfyNode):
         lorafile.save(lora, path)
         text = f"saved as {path}\ndifference to the original on neutral prompts: {lora.curve[0].reconstruction:.4f} -> {lora.curve[-1].reconstruction:.4f}"
         logging.info("UniForget: %s", text)
-        for one in filter(None, (gates, subspace)):
-            model = (apply_subspace if isinstance(one, Subspace) else host.apply_mask)(model, one)
+        model = host.apply_mask(model, gates) if gates else model
+        model = apply_subspace(model, subspace) if subspace else model
         return io.NodeOutput(with_lora(model, lora), str(path), ui=show(cls, text))
 
 

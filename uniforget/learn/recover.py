@@ -306,4 +306,4 @@ def one_of_each(learned: Sequence[MaskSet | Subspace]) -> tuple[MaskSet | None, 
         raise LearnError(
             f"Expected one mask, one subspace, or one of each; found {len(masks)} masks and {len(spaces)} subspaces. Combine masks into one first."
         )
-    return (masks or [None])[0], (spaces or [None])[0]
+    return (masks[0] if masks else None), (spaces[0] if spaces else None)
