@@ -228,3 +228,17 @@ def test_one_of_each(mask):
             one_of_each(wrong)
     with pytest.raises(LearnError, match="neither a mask nor a subspace"):
         recover(small(), None, SETTINGS)
+
+
+def test_under_autocast(mask):
+    """As on a GPU: whatever dtype the model runs in, the LoRA is float32, and what is off stays unread."""
+    found = random_subspace(small())
+    with torch.autocast("cpu", torch.bfloat16):
+        lora = recover(small(), mask, Settings(**vars(SETTINGS) | {"steps": 2}), 2, subspace=found)
+    name = "joint_blocks.0.x_block.mlp.fc1"
+    basis, _, _ = effective(found)[name]
+    assert lora.down[name].dtype == torch.float32 and (lora.down[name] @ basis).abs().max() < 1e-4 * lora.down[name].abs().max()
+    complements = effective(found.at(0.5))
+    assert all(complement for _, complement, _ in complements.values())
+    with torch.autocast("cpu", torch.bfloat16):
+        recover(small(), mask, Settings(**vars(SETTINGS) | {"steps": 2}), 2, subspace=found.at(0.5))

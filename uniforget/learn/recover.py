@@ -281,7 +281,8 @@ def _projection(basis: torch.Tensor, complement: bool, strength: float):
         x = args[0]
         directions = basis.to(x.dtype)
         part = (x @ directions) @ directions.T
-        return (torch.lerp(x, part, strength) if complement else x - strength * part, *args[1:])
+        # Not lerp: under autocast the two may have other dtypes.
+        return (x + strength * (part - x) if complement else x - strength * part, *args[1:])
 
     return project_input
 

@@ -226,8 +226,9 @@ def project(weight: torch.Tensor, basis: torch.Tensor, complement: bool, strengt
     """
     dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
     exact, basis = weight.to(dtype), basis.to(weight.device, dtype)
-    part = (exact @ basis) @ basis.T
-    out = torch.lerp(exact, part, strength) if complement else exact - strength * part
+    with torch.autocast(weight.device.type, enabled=False):
+        part = (exact @ basis) @ basis.T
+        out = torch.lerp(exact, part, strength) if complement else exact - strength * part
     return out.to(weight.dtype)
 
 
