@@ -93,6 +93,7 @@ def test_two_processes_give_the_mask_of_one(tmp_path, objective):
     for rank in (0, 1):
         found = load_file(tmp_path / f"{rank}.safetensors")
         assert found.keys() == expected.soft.gates.keys()
-        assert max((found[n] - g).abs().max().item() for n, g in expected.soft.gates.items()) < 1e-5
+        # Sums of other lengths round differently, on some processors more than on others, and Adam makes the most of it.
+        assert max((found[n] - g).abs().max().item() for n, g in expected.soft.gates.items()) < 1e-3
     assert any(0 < g.mean() < 1 for g in expected.soft.gates.values())
     assert torch.distributed.is_initialized() is False
