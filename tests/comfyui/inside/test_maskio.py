@@ -155,14 +155,14 @@ def test_a_mask_that_cannot_be_saved_leaves_the_folder_as_it_was(demo, folder, f
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
 def test_a_folder_that_cannot_be_made_is_named(demo, folder, failing, number):
     failing("mkdir", number)
-    with pytest.raises(MaskFileError, match=rf"client: the mask was not saved.*{os.strerror(number)}"):
+    with pytest.raises(MaskFileError, match=rf"client: nothing was saved.*{os.strerror(number)}"):
         SaveMask.execute(demo.mask(), "client/portraits", False)
     assert not os.listdir(folder)
 
 
 def test_a_file_in_the_way_of_a_folder_is_named(demo, folder):
     (folder / "client").write_bytes(b"")
-    with pytest.raises(MaskFileError, match="client: the mask was not saved"):
+    with pytest.raises(MaskFileError, match="client: nothing was saved"):
         SaveMask.execute(demo.mask(), "client/portraits", False)
     assert os.listdir(folder) == ["client"]
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import comfy.model_management as management
 import comfy_extras.nodes_model_merging as merging
@@ -62,7 +63,7 @@ def test_it_is_what_apply_and_save_give(files, kind, strength):
     patched = apply_mask(model, mask, strength)
     management.load_models_gpu([patched])
     assert difference(zoo.predict(NAME, again.model), zoo.predict(NAME, patched.model)) < 0.01
-    assert verify(path, files.at / "diffusion_models" / f"{kind}.safetensors").ok
+    assert verify(Path(path), files.at / "diffusion_models" / f"{kind}.safetensors").ok
 
 
 @pytest.mark.parametrize("kind", SCALED)
