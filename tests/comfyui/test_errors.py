@@ -161,7 +161,9 @@ def test_a_place_that_cannot_be_written_to_is_named(client, masks, load_and_save
     maskfile.save(mask(), masks / "good.safetensors")
     (masks / "file").write_bytes(b"in the way")
     run = load_and_save(f"{masks.name}/good.safetensors", f"{masks.name}/file/portrait")
-    refused(lambda: client.run(run), "UniForgetSaveMask (node 2) failed", "MaskFileError", str(masks / "file"), "nothing was saved")
+    refused(
+        lambda: client.run(run), "UniForgetSaveMask (node 2) failed", "MaskFileError", str(masks / "file"), "nothing was saved"
+    )
     (masks / "taken.safetensors").mkdir()
     run = load_and_save(f"{masks.name}/good.safetensors", f"{masks.name}/taken")
     refused(lambda: client.run(run), "UniForgetSaveMask (node 2) failed", "MaskWriteError", "taken.safetensors", "was not saved")
