@@ -91,6 +91,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "uniforget"  # the same figures give the same file
+    colours = matplotlib.colormaps["tab20"]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), sharex=True, sharey=True)
     for panel, name, title in zip(
@@ -105,14 +106,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             xs, ys = ([100 * p[k][0] for p in points] for k in (0, 1))
             bars = [[100 * max(0.0, way * (p[1][k] - p[1][0])) for p in points] for k, way in ((1, -1), (2, 1))]
             panel.errorbar(
-                xs, ys, yerr=bars, fmt="o" if ours else "x", markersize=7 if ours else 6, color=f"C{i % 10}", alpha=0.85,
+                xs, ys, yerr=bars, fmt="o" if ours else "x", markersize=7 if ours else 6, color=colours(i % 20), alpha=0.85,
                 elinewidth=0.8, label=method,
             )  # fmt: skip
         panel.set(title=title, xlabel="right pictures of held-out concepts, %", ylabel=f"{title}, %", ylim=(-3, 103))
         panel.grid(alpha=0.3)
     handles = {label: h for panel in panels for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
-    figure.tight_layout(rect=(0, 0, 0.83, 1))
+    figure.tight_layout(rect=(0, 0, 0.79, 1))
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
