@@ -17,6 +17,7 @@ from ..uniforget.hosts import comfy as host
 from ..uniforget.hosts.comfy_subspace import apply_subspace, layers_of
 from ..uniforget.learn import Settings
 from ..uniforget.learn.recover import one_of_each, recover
+from ..uniforget.prompts import prompts_hash
 from ..uniforget.sites import match_sites
 from ..uniforget.subspace import match_layers
 from .inputs import CATEGORY, MaskType, show, to_input
@@ -101,7 +102,11 @@ class RecoverQuality(io.ComfyNode):
                 LOOKING + progress.step, total, ("JPEG", curve_picture(curve, settings.steps), 512) if often else None
             )
 
-        run = lambda found: recover(found, gates, settings, values["rank"], report, folder / "unfinished", subspace=subspace)  # noqa: E731
+        about = f"{host.base_fingerprint(model)} {prompts_hash(prompts)}"
+
+        def run(found):
+            return recover(found, gates, settings, values["rank"], report, folder / "unfinished", subspace=subspace, about=about)
+
         lora = host.loaded(model, matched, positive, negative, latent, sigmas, settings.batch, run)
         path = target_path(filename_prefix, False, lora_folder())
         lorafile.save(lora, path)

@@ -127,6 +127,7 @@ def recover_run(
     lines = read_prompts(prompts) if prompts else neutral_prompts()
     if importlib.util.find_spec("diffusers") is None:
         raise LearnError("This needs the packages diffusers and transformers. Run: pip install diffusers transformers")
+    from .hosts.diffusers import base_fingerprint
     from .hosts.pipeline import PipelineModel, load_pipeline
 
     shards.join()
@@ -142,7 +143,8 @@ def recover_run(
             match_layers(subspace, loaded.family.name, loaded.layers)
         rank = config.RECOVER["rank"].check(values["rank"])
         with _Report(settings.steps, None) as report:
-            lora = recover(loaded, mask, settings, rank, report, unfinished, subspace=subspace)
+            about = f"{base_fingerprint(loaded.denoiser)} {prompts_hash(lines)}"
+            lora = recover(loaded, mask, settings, rank, report, unfinished, subspace=subspace, about=about)
         if shards.rank():
             return None
         lorafile.save(lora, output)

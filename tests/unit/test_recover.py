@@ -242,3 +242,20 @@ def test_under_autocast(mask):
     assert all(complement for _, complement, _ in complements.values())
     with torch.autocast("cpu", torch.bfloat16):
         recover(small(), mask, Settings(**vars(SETTINGS) | {"steps": 2}), 2, subspace=found.at(0.5))
+
+
+def test_other_prompts_do_not_go_on_with_this_run(mask, tmp_path):
+    settings = Settings(**vars(SETTINGS) | {"steps": 4})
+
+    def report(progress):
+        if progress.stage == "learning" and progress.step == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        recover(small(), mask, settings, 2, report, tmp_path, about="these prompts")
+    seen = []
+    note = lambda p: seen.append(p.step) if p.stage == "learning" else None  # noqa: E731
+    recover(small(), mask, settings, 2, note, tmp_path, about="other prompts")
+    assert seen == [1, 2, 3, 4]
+    recover(small(), mask, settings, 2, note, tmp_path, about="these prompts")
+    assert seen[4:] == [3, 4]

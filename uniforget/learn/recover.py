@@ -56,6 +56,7 @@ def recover(
     folder: Path | None = None,
     every: int = 25,
     subspace: Subspace | None = None,
+    about: str = "",
 ) -> Lora:
     """Train a LoRA for `model` (the original) through `mask` and `subspace` at full strength. Deterministic for a seed on one machine.
 
@@ -63,6 +64,7 @@ def recover(
         model: its ``sites`` are those of the mask; its ``layers`` have those of the subspace.
         settings: steps, learning rate, batch, guidance, seed and memory count; there is nothing else to choose.
         report: called after every update; may raise to cancel.
+        about: tells this model and these prompts from others (fingerprint, hash), so that no other run is gone on with.
         folder: where unfinished training is kept; a run with the same settings, model, mask and prompts goes on from there.
 
     Raises:
@@ -76,7 +78,7 @@ def recover(
         raise LearnError("There is neither a mask nor a subspace, so there is nothing to recover from.")
     try:
         settings = replace(settings, objective="stepwise", along="teacher")
-        return _Recovery(model, mask, subspace, settings, rank, report, folder, every).run()
+        return _Recovery(model, mask, subspace, settings, rank, report, folder, every, about).run()
     except torch.OutOfMemoryError as error:
         kept = " What was trained so far is kept: start again with the same settings to go on." if folder else ""
         raise LearnError(
@@ -98,6 +100,7 @@ class _Recovery:
         report,
         folder,
         every: int,
+        about: str,
     ):
         self.model, self.settings, self.rank, self.report, self.every = model, settings, rank, report, every
         self.learned = [one for one in (mask, subspace) if one is not None]
@@ -106,7 +109,6 @@ class _Recovery:
         self.removed = {} if subspace is None else effective(subspace)
         self.device = model.sigmas.device
         self.outs = {layer.name: [_rows(model, path) for path in layer.paths] for layer in model.layers}
-        self.sizes = [n for layer in model.layers for n in (rank * layer.width, sum(self.outs[layer.name]) * rank)]
         self.generator = torch.Generator().manual_seed(settings.seed)
         parts = []
         for layer in model.layers:
@@ -119,7 +121,7 @@ class _Recovery:
         shape = model.initial(1, torch.Generator().manual_seed(0)).shape[1:]
         self.info = self.learned[0].info
         self.digests = " ".join(one.digest() for one in self.learned)
-        info = replace(self.info, base=f"{self.info.base} {self.digests} rank {rank}")
+        info = replace(self.info, base=f"{about} {self.digests} rank {rank}")
         self.key = "recover-" + state.key(settings, info, model.sites, model.sigmas, shape)
         self.folder = folder
         self.file = state.path_of(folder, self.key) if folder else None
