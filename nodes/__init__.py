@@ -11,9 +11,10 @@ def all_nodes():
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
     from .recover import RecoverQuality
+    from .report import Report
     from .sanitize import LoadCompact, SaveSanitized
     from .score import DemoScore
     from .threshold import SetThreshold
 
-    masks = [LearnMask, RecoverQuality, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, SetThreshold]
+    masks = [LearnMask, RecoverQuality, ApplyMask, Compare, Report, LoadMask, SaveMask, CombineMasks, SetThreshold]
     return [*masks, SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]
