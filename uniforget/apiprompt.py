@@ -59,7 +59,11 @@ def in_words(strengths: Iterable[float]) -> str:
 def workflow_text(extra: Any, prompt: Any) -> str:
     """The editor's workflow, else the API's prompt, as JSON; "" when there is neither."""
     found = extra.get("workflow") if isinstance(extra, Mapping) else None
-    return json.dumps(found or prompt, ensure_ascii=False) if found or prompt else ""
+    if not found and isinstance(prompt, Mapping):
+        # ComfyUI adds notes of its own ("is_changed") while it works.
+        kept = ("class_type", "inputs", "_meta")
+        found = {i: {k: n[k] for k in kept if k in n} for i, n in prompt.items() if isinstance(n, Mapping)}
+    return json.dumps(found, ensure_ascii=False) if found else ""
 
 
 def _inputs(prompt: Mapping[str, Any], node_id: str) -> Mapping[str, Any]:

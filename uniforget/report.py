@@ -212,7 +212,7 @@ def _image(picture: Picture, label: str, kind: str = "") -> str:
 
 
 def _pairs(report: Report) -> str:
-    after = f"after forgetting, strength {report.strength}" if report.strength else "after forgetting"
+    after = f"forgotten, strength {report.strength}" if report.strength else "forgotten"
     cards = []
     for i, pair in enumerate(report.pairs[:PAIRS], 1):
         sides = "".join(
@@ -263,9 +263,11 @@ def _reproduce(report: Report) -> str:
         "Open the workflow in ComfyUI and run it. The seeds are in it: the same seed gives the same pictures on the same kind of machine.",
     ]
     parts = [f"<ol>{''.join(f'<li>{step}</li>' for step in steps)}</ol>", _table(report.versions)]
-    nodes = [f"<h3>{_text(title, TITLE)}</h3>{_table(rows)}" for title, rows in report.settings[:ROWS] if rows]
+    nodes = [
+        (title, "\n".join(f"{name}: {_clean(value, VALUE)}" for name, value in rows[:ROWS])) for title, rows in report.settings
+    ]
     if nodes:
-        parts.append(f"<details open><summary>Settings, node by node</summary>{''.join(nodes)}</details>")
+        parts.append(f"<details open><summary>Settings, node by node</summary>{_table(nodes)}</details>")
     if report.workflow:
         size = len(report.workflow.encode("utf-8", "replace"))
         if size > WORKFLOW_BYTES:

@@ -37,12 +37,11 @@ async function open(file, status) {
     status.textContent = 'The report is not there any more. Run the workflow again.'
     return
   }
-  const url = URL.createObjectURL(new Blob([await answer.arrayBuffer()], { type: 'text/html;charset=utf-8' }))
   const dialog = make('dialog', 'uniforget-report-dialog')
   const frame = make('iframe', '')
   frame.setAttribute('sandbox', 'allow-downloads')
   frame.title = file.filename
-  frame.src = url
+  frame.srcdoc = await answer.text() // not by a blob's address: ComfyUI's policy can forbid those in frames
   const close = make('button', '', 'Close')
   close.type = 'button'
   close.addEventListener('click', () => dialog.close())
@@ -52,10 +51,7 @@ async function open(file, status) {
   dialog.append(bar, frame)
   // what is typed here is not for the graph behind it
   for (const type of ['keydown', 'keyup', 'wheel', 'pointerdown']) dialog.addEventListener(type, (event) => event.stopPropagation())
-  dialog.addEventListener('close', () => {
-    URL.revokeObjectURL(url)
-    dialog.remove()
-  })
+  dialog.addEventListener('close', () => dialog.remove())
   document.body.append(dialog)
   dialog.showModal()
 }

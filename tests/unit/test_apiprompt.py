@@ -59,5 +59,5 @@ def test_a_strength_that_is_no_number_is_none(strength):
 
 def test_the_workflow_is_the_editors_or_the_prompt():
     assert json.loads(workflow_text({"workflow": {"nodes": ["ä"]}}, PROMPT)) == {"nodes": ["ä"]}
-    assert json.loads(workflow_text(None, PROMPT)) == PROMPT
+    assert json.loads(workflow_text(None, {i: {**node, "is_changed": ["x"]} for i, node in PROMPT.items()})) == PROMPT
     assert workflow_text({"workflow": None}, {}) == ""
