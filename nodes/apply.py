@@ -10,7 +10,7 @@ from ..uniforget.fold import factors
 from ..uniforget.hosts import comfy as host
 from ..uniforget.hosts.comfy_subspace import apply_subspace
 from ..uniforget.subspace import Subspace, effective
-from .inputs import CATEGORY, MaskType, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 
 
 class ApplyMask(io.ComfyNode):
@@ -34,6 +34,7 @@ class ApplyMask(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(id="forgotten", display_name="MODEL", tooltip="The model with the mask applied.")],
             is_output_node=False,
+            **search("forget", "unlearn", "copyright", "memorization", "prune", "mask"),
         )
 
     @classmethod

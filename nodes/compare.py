@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..uniforget.errors import SettingError
-from .inputs import CATEGORY
+from .inputs import CATEGORY, search
 from .sidebyside import side_by_side
 
 
@@ -53,6 +53,7 @@ class Compare(io.ComfyNode):
             ],
             outputs=[],
             is_output_node=True,
+            **search("before after", "slider", "a/b", "difference"),
         )
 
     @classmethod

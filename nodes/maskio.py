@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..uniforget import files, maskfile
 from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError, UniForgetError
 from ..uniforget.subspace import subspacefile
-from .inputs import CATEGORY, MaskType, show
+from .inputs import CATEGORY, MaskType, search, show
 
 FOLDER = "uniforget"
 EXTENSION = ".safetensors"
@@ -141,6 +141,7 @@ class LoadMask(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[MaskType.Output(id="mask", display_name="mask", tooltip="Connect it to Apply Memorization Mask.")],
+            **search("forget", "unlearn"),
         )
 
     @classmethod
@@ -192,6 +193,7 @@ class SaveMask(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[MaskType.Output(id="saved", display_name="mask", tooltip="The same mask, to go on with.")],
             is_output_node=True,
+            **search("forget", "unlearn"),
         )
 
     @classmethod
