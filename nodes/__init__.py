@@ -8,12 +8,25 @@ def all_nodes():
     from .compact import CompactModel
     from .compare import Compare
     from .demo import DemoModel
+    from .embedded import EmbeddedMask
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
+    from .maskmap import MaskMapNode
     from .recover import RecoverQuality
     from .sanitize import LoadCompact, SaveSanitized
     from .score import DemoScore
     from .threshold import SetThreshold
 
-    masks = [LearnMask, RecoverQuality, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, SetThreshold]
+    masks = [
+        LearnMask,
+        RecoverQuality,
+        ApplyMask,
+        Compare,
+        LoadMask,
+        SaveMask,
+        EmbeddedMask,
+        CombineMasks,
+        MaskMapNode,
+        SetThreshold,
+    ]
     return [*masks, SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]
