@@ -10,20 +10,17 @@ import threading
 
 from aiohttp import web
 
-from ..uniforget import files, maskfile, masktext
+from ..uniforget import maskfile, masktext
 from ..uniforget.detect import family
 from ..uniforget.errors import FamilyError, MaskFileMissingError, SettingError, TooLargeError, UniForgetError
+from ..uniforget.subspace import subspacefile
 from .maskio import check_name, find_mask, target_path
 
 # A name and JSON's own characters beside the text.
 MOST_BODY = masktext.MAX_TEXT + (64 << 10)
-LONGEST_NAME = 200
+LONGEST_NAME = 1000
 # Two saves at once must not choose the same number.
 _saving = threading.Lock()
-
-
-class BadRequest(UniForgetError):
-    """A request that no page of ours sends."""
 
 
 def register_routes():
@@ -53,14 +50,19 @@ async def save_mask(request):
 
 
 def _text_of(name):
-    mask = files.load(find_mask(name))
+    if len(name) > LONGEST_NAME:
+        raise SettingError(f"Setting 'name': expected at most {LONGEST_NAME} characters; found {len(name)}.")
+    path = find_mask(name)
+    if subspacefile.is_subspace(path):  # which can have gigabytes: not read to be refused
+        masktext.refuse_subspace()
+    mask = maskfile.load(path)
     return {"text": masktext.to_text(mask), "summary": summary(mask)}
 
 
 def _save(body):
     name = body.get("name")
     if not isinstance(name, str) or not 0 < len(name.strip()) <= LONGEST_NAME:
-        raise SettingError(f"Setting 'name': expected a name of 1 to {LONGEST_NAME} characters, such as 'portraits'.")
+        raise SettingError(f"Setting 'name': expected a name of 1 to {LONGEST_NAME} characters, such as 'portraits'; found {len(str(name))}.")
     check_name(name)
     mask = masktext.from_text(body["text"])
     with _saving:
@@ -96,14 +98,16 @@ async def _answer(work, given):
         found = await asyncio.get_running_loop().run_in_executor(None, work, given)
     except UniForgetError as error:
         status = 404 if isinstance(error, MaskFileMissingError) else 413 if isinstance(error, TooLargeError) else 400
-        return web.json_response({"error": str(error)}, status=getattr(error, "status", status))
+        return web.json_response({"error": str(error)}, status=status)
+    except OSError as error:  # a name that the system refuses
+        return web.json_response({"error": f"{error.strerror or error}. Choose another name."}, status=400)
     return web.json_response(found)
 
 
 async def _body(request):
     """The JSON object of a request that holds a mask's text."""
     if request.content_type != "application/json":
-        raise BadRequest(f"Expected a body of type application/json; found {request.content_type[:60]!r}.")
+        raise SettingError(f"Expected a body of type application/json; found {request.content_type[:60]!r}.")
     data = await request.content.read(MOST_BODY + 1) if (request.content_length or 0) <= MOST_BODY else None
     while data is not None and len(data) <= MOST_BODY and not request.content.at_eof():
         data += await request.content.read(MOST_BODY + 1 - len(data))
@@ -112,7 +116,7 @@ async def _body(request):
     try:
         body = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"The body is no JSON ({type(error).__name__}).") from None
+        raise SettingError(f"The body is no JSON ({type(error).__name__}).") from None
     if not isinstance(body, dict) or not isinstance(body.get("text"), str):
-        raise BadRequest("Expected a JSON object with the mask's text.")
+        raise SettingError("Expected a JSON object with the mask's text.")
     return body

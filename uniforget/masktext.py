@@ -52,10 +52,7 @@ def to_text(mask: MaskSet) -> str:
         MaskError: see :func:`uniforget.maskfile.dumps`.
     """
     if isinstance(mask, Subspace):
-        raise SettingError(
-            "This is a subspace, and a subspace has megabytes: it cannot be embedded in a workflow. Share its file, or save a sanitized "
-            "checkpoint. Masks of gates can be embedded."
-        )
+        refuse_subspace()
     data = maskfile.dumps(mask, _NAME)
     count = sum(gates.numel() for gates in mask.gates.values())
     packed = zlib.compress(data, 9)
@@ -68,6 +65,18 @@ def to_text(mask: MaskSet) -> str:
         )
     body = base64.b85encode(packed).decode("ascii").translate(_TO_OURS)
     return f"{MARK}:{VERSION}:{len(body)}:{_check(body)}:{body}"
+
+
+def refuse_subspace() -> NoReturn:
+    """Say why a subspace cannot be embedded.
+
+    Raises:
+        SettingError: always.
+    """
+    raise SettingError(
+        "This is a subspace, and a subspace has megabytes: it cannot be embedded in a workflow. Share its file, or save a sanitized "
+        "checkpoint. Masks of gates can be embedded."
+    )
 
 
 def from_text(text: str) -> MaskSet:
