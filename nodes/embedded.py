@@ -23,6 +23,7 @@ class EmbeddedMask(io.ComfyNode):
             inputs=[
                 io.String.Input(
                     "mask_text",
+                    default="",
                     multiline=True,
                     socketless=True,
                     tooltip="The mask as text. Copy all of it to use it in another workflow, or paste one that you were sent.",

@@ -62,7 +62,9 @@ def _text_of(name):
 def _save(body):
     name = body.get("name")
     if not isinstance(name, str) or not 0 < len(name.strip()) <= LONGEST_NAME:
-        raise SettingError(f"Setting 'name': expected a name of 1 to {LONGEST_NAME} characters, such as 'portraits'; found {len(str(name))}.")
+        raise SettingError(
+            f"Setting 'name': expected a name of 1 to {LONGEST_NAME} characters, such as 'portraits'; found {len(str(name))}."
+        )
     check_name(name)
     mask = masktext.from_text(body["text"])
     with _saving:
