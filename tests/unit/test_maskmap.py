@@ -124,9 +124,9 @@ def test_a_subspace_shows_directions_and_energy():
 
 
 def test_selections_name_columns():
-    assert named_blocks(UNET, "IN, OUT9-11") == {"IN4", "OUT10"}
+    assert named_blocks(UNET, "IN, OUT9-10") == {"IN4", "OUT10"}
     assert named_blocks(UNET, "not MID") == {"IN4", "OUT3", "OUT10"}
-    with pytest.raises(SettingError, match="no IN 5|leaves no block|there is no"):
+    with pytest.raises(SettingError, match="there is no IN 99"):
         named_blocks(UNET, "IN99")
 
 

@@ -1,5 +1,6 @@
 """Mask Map and Embedded Mask on real ComfyUI: pictures pixel by pixel, parts of masks, and models that compute with them."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -47,11 +48,11 @@ def seen(rgb, matrix):
 def test_more_is_always_brighter_in_every_colour_vision():
     steps = [colour(i / 50) for i in range(51)]
     greys = [luminance(step) for step in steps]
-    assert all(a < b for a, b in zip(greys, greys[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(greys))
     weights = torch.tensor((0.2126, 0.7152, 0.0722))
     for name, matrix in BLIND.items():
         found = [float(seen(step, matrix) @ weights) for step in steps]
-        assert all(a < b for a, b in zip(found, found[1:], strict=False)), name
+        assert all(a < b for a, b in itertools.pairwise(found)), name
         # the ends are as far apart as text has to be from its ground
         assert (found[-1] + 0.05) / (found[0] + 0.05) > 7, name
 
@@ -94,7 +95,7 @@ def test_the_picture_shows_shares_as_colours(theme):
 
 
 def test_a_huge_model_is_drawn_small():
-    shapes = {name: tuple(p.shape) for name, p in zoo.real("flux_dev").diffusion_model.state_dict().items()}
+    shapes = {name: tuple(p.shape) for name, p in zoo.real("flux_dev").state_dict().items()}
     entry, sites = find_sites(shapes)
     made = MaskSet({s.name: torch.ones(s.units) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(entry.name, ""))
     picture = mask_picture(made)
