@@ -20,6 +20,8 @@ export class EmbedView {
     this.inspect = inspect
     this.changed = changed
     this.text = ''
+    this.writing = false
+    this.waiting = 0
     this.build(save)
   }
 
@@ -41,7 +43,10 @@ export class EmbedView {
     this.save.textContent = 'Save as file'
     this.save.addEventListener('click', save)
     this.area.addEventListener('input', () => {
+      // Who is told may show the text again at once: it is looked at when the writer has stopped.
+      this.writing = true
       this.changed(this.area.value)
+      this.writing = false
       clearTimeout(this.waiting)
       this.waiting = setTimeout(() => this.look(this.area.value), LATER)
     })
@@ -53,6 +58,8 @@ export class EmbedView {
 
   /** Shows a text that came from the workflow or from another part of the page. */
   show(text) {
+    if (this.writing) return
+    clearTimeout(this.waiting)
     if (this.area.value !== text) this.area.value = text
     if (text !== this.text) this.look(text)
   }
