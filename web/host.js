@@ -43,11 +43,11 @@ export function keepPointers(root) {
 /** The node's own widget called `name`. */
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
 
-/** Sets a widget as a user would. */
-export function setValue(node, widget, value) {
+/** Sets a widget as a user would; `done`: no more of the same change follows. */
+export function setValue(node, widget, value, done = true) {
   widget.value = value
   widget.callback?.(value, app.canvas, node)
-  noticeChange()
+  if (done) noticeChange()
 }
 
 export const isNode = (node, kind) => node.comfyClass === kind || node.constructor?.comfyClass === kind

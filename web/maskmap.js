@@ -14,7 +14,7 @@ const SMALLEST = [460, 420]
 function addMap(node) {
   let map = null
   const blocks = widgetOf(node, 'blocks')
-  const view = new MaskMapView((kept) => setValue(node, blocks, writeBlocks(kept, map.blocks)))
+  const view = new MaskMapView((kept, done) => setValue(node, blocks, writeBlocks(kept, map.blocks), done))
   const draw = () => {
     const locked = (node.inputs ?? []).some((input) => input.widget?.name === 'blocks' && input.link != null)
     view.show(map, map && readBlocks(String(blocks.value ?? ''), map.blocks), locked)

@@ -19,7 +19,7 @@ const percent = (share) => `${(100 * share).toFixed(1)}%`
 const count = (number) => number.toLocaleString('en')
 
 export class MaskMapView {
-  /** @param {(kept: Set<string>) => void} changed called when blocks were clicked on or off */
+  /** @param {(kept: Set<string>, done: boolean) => void} changed called while and after blocks are switched on or off */
   constructor(changed) {
     this.changed = changed
     this.map = null
@@ -87,7 +87,7 @@ export class MaskMapView {
       if (event.pointerId !== painting?.pointer) return
       const { before } = painting
       painting = null
-      if (before.size !== this.kept.size || [...before].some((name) => !this.kept.has(name))) this.changed(this.kept)
+      if (before.size !== this.kept.size || [...before].some((name) => !this.kept.has(name))) this.changed(this.kept, true)
     }
     grid.addEventListener('pointerup', end)
     grid.addEventListener('pointercancel', end)
@@ -133,7 +133,8 @@ export class MaskMapView {
     this.kept = kept
     this.note.textContent = ''
     this.drawKept()
-    if (done) this.changed(kept)
+    // At once: a run that ends while somebody drags draws what was written.
+    this.changed(kept, done)
   }
 
   /**
@@ -193,6 +194,7 @@ export class MaskMapView {
       const toggle = element('button', 'ufm-toggle', grid, { type: 'button', 'data-column': column, 'aria-label': `Keep block ${name}` })
       toggle.textContent = single.has(name) ? '' : name.replace(/^\D*/, '')
       toggle.style.gridArea = `${map.rows.length + 2} / ${column + 2}`
+      toggle.classList.toggle('ufm-fifth', toggle.textContent % 5 === 0 && toggle.textContent !== '')
       toggle.disabled = !name
       return toggle
     })

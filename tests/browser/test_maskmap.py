@@ -146,13 +146,13 @@ def test_dragging_and_keys_change_several(shown):
     assert found.blocks == "0, 2"
     found.root.get_by_role("button", name="All (2 of 4)").click()
     assert found.blocks == ""
-    found.root.get_by_role("button", name="blocks").click()
+    found.root.get_by_role("button", name="blocks", exact=True).click()
     assert found.blocks == "" and "At least one block stays" in found.root.inner_text()
 
 
 def test_groups_and_names_of_a_unet(shown):
     found = shown(masks.unet(), size=(640, 420))
-    found.root.get_by_role("button", name="OUT").click()
+    found.root.get_by_role("button", name="OUT", exact=True).click()
     assert found.blocks == "IN, MID"
     found.root.get_by_role("button", name="Keep block IN4", exact=True).click()
     assert found.blocks == "IN1-2, IN5-8, MID"
