@@ -8,13 +8,27 @@ def all_nodes():
     from .compact import CompactModel
     from .compare import Compare
     from .demo import DemoModel
+    from .embedded import EmbeddedMask
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
+    from .maskmap import MaskMapNode
     from .recover import RecoverQuality
     from .report import Report
     from .sanitize import LoadCompact, SaveSanitized
     from .score import DemoScore
     from .threshold import SetThreshold
 
-    masks = [LearnMask, RecoverQuality, ApplyMask, Compare, Report, LoadMask, SaveMask, CombineMasks, SetThreshold]
+    masks = [
+        LearnMask,
+        RecoverQuality,
+        ApplyMask,
+        Compare,
+        Report,
+        LoadMask,
+        SaveMask,
+        CombineMasks,
+        SetThreshold,
+        EmbeddedMask,
+        MaskMapNode,
+    ]
     return [*masks, SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]

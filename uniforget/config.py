@@ -283,6 +283,14 @@ THRESHOLD = Param(
     0.001,
 )
 
+MAP_THEME = Param(
+    "theme",
+    "dark",
+    "Colours of the picture that this node hands out: for dark or for white pages. The panel in the node follows ComfyUI's own theme.",
+    "choice",
+    choices=("dark", "light"),
+)
+
 RECOVER = _table(
     *(LEARN[name] for name in ("prompts", "steps", "batch", "sampling_steps", "cfg", "width", "height", "seed", "memory")),
     Param(
