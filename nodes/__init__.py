@@ -10,10 +10,13 @@ def all_nodes():
     from .demo import DemoModel
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
+    from .preview import PreviewComparison
     from .recover import RecoverQuality
     from .sanitize import LoadCompact, SaveSanitized
     from .score import DemoScore
+    from .sweep import StrengthSweep
     from .threshold import SetThreshold
 
     masks = [LearnMask, RecoverQuality, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, SetThreshold]
-    return [*masks, SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]
+    looks = [PreviewComparison, StrengthSweep]
+    return [*masks, *looks, SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]

@@ -237,6 +237,43 @@ APPLY = _table(
     ),
 )
 
+# As the stock KSampler has them; samplers and schedulers are the host's.
+SAMPLING = _table(
+    Param("seed", 0, "The noise to start from. Same seed and settings, same picture.", "int", 0, 2**64 - 1, 1),
+    Param("steps", 20, "How many sampling steps. More is slower and often finer.", "int", 1, 10000, 1),
+    Param(
+        "cfg",
+        8.0,
+        "How closely to follow the prompt (guidance). Use what you generate with; 1 for models that need no guidance.",
+        "float",
+        0.0,
+        100.0,
+        0.1,
+    ),
+    Param(
+        "denoise",
+        1.0,
+        "How much of the latent to draw anew. 1 draws all of it; less keeps more of a picture that you put in.",
+        "float",
+        0.0,
+        1.0,
+        0.01,
+        advanced=True,
+    ),
+)
+
+SWEEP = _table(
+    Param("prompts", "", "What to draw, one prompt a line. Each prompt makes a row of the grid.", "text"),
+    Param("negative", "", "What the pictures should not show. Empty is fine.", "text"),
+    Param(
+        "strengths",
+        "0, 0.25, 0.5, 0.75, 1",
+        "The strengths to try, with a comma between them. Each makes a column; 0 is the original and always there.",
+        "text",
+    ),
+    Param("seeds", 1, "How many seeds per prompt, counted up from the seed below. Each makes a row.", "int", 1, 64, 1),
+)
+
 COMBINE = _table(
     Param(
         "mode",
