@@ -16,7 +16,7 @@ class Param:
     """One setting.
 
     Attributes:
-        kind: "float", "int", "bool", "choice" or "text".
+        kind: "float", "int", "bool", "choice", "text" or "line", which is text of one line.
         minimum, maximum: inclusive range of numbers.
         step: what one click changes; an integer must also be ``minimum`` plus a multiple of it.
         choices: what a "choice" may be.
@@ -46,6 +46,7 @@ class Param:
             "bool": isinstance(value, bool),
             "choice": isinstance(value, str) and value in self.choices,
             "text": isinstance(value, str),
+            "line": isinstance(value, str),
         }[self.kind]
         if valid and self.kind in ("float", "int"):
             valid = (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
@@ -64,7 +65,7 @@ class Param:
             return "one of " + ", ".join(f"{c!r}" for c in self.choices)
         if self.kind == "bool":
             return "True or False"
-        if self.kind == "text":
+        if self.kind in ("text", "line"):
             return "text"
         words = "a whole number" if self.kind == "int" else "a number"
         if self.minimum is not None and self.maximum is not None:
@@ -269,7 +270,7 @@ SWEEP = _table(
         "strengths",
         "0, 0.25, 0.5, 0.75, 1",
         "The strengths to try, with a comma between them. Each makes a column; 0 is the original and always there.",
-        "text",
+        "line",
     ),
     Param("seeds", 1, "How many seeds per prompt, counted up from the seed below. Each makes a row.", "int", 1, 64, 1),
 )

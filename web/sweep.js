@@ -86,7 +86,7 @@ function addSweep(node) {
   const widget = node.addDOMWidget('sweep', 'UNIFORGET_SWEEP', view.root, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => 240
+    getMinHeight: () => 300
   })
   widget.serialize = false
   view.show(clean(node.properties[PROPERTY]))

@@ -2,24 +2,10 @@
 
 from .graphs import Graph
 
-PROMPT, OTHER = "cat emoji top left on light blue", "photo of brick texture"
-# A mask that changes pictures a lot, after three updates.
-LEARN = [
-    "cat emoji on light blue\nphoto of brick texture",
-    "custom",
-    100.0,
-    "ffn + norm",
-    3,
-    3.0,
-    4,
-    2,
-    3.0,
-    64,
-    64,
-    0,
-    "fixed",
-    "stepwise",
-]
+PROMPT, COPIED = "cat emoji top left on light blue", "photo of coffee cup on table"
+# A mask that changes pictures, without training.
+LEARN = ["cat emoji on light blue\nphoto of brick texture", "strong", 2.0, "ffn + norm", 3, 0.1, 4, 2, 3.0, 64, 64, 0, "fixed"]
+LEARN += ["scores", "teacher", 0.4, 0.0, "auto", 0.0]
 KINDS = [1.0, 1.0, 1.0]
 SAMPLER = [5, "fixed", 4, 3.0, "euler", "simple", 1.0]
 
@@ -66,7 +52,7 @@ class Drawing(Graph):
         return self.put("UniForgetPreview", values, inputs, ["IMAGE", "IMAGE", "MODEL"], pos, (420, 1000), **extra)
 
     def sweep(
-        self, strengths="0, 0.5, 1", prompts=f"{PROMPT}\n{OTHER}", seeds=1, pos=(0, 0), mask=None, size=(480, 1150), **extra
+        self, strengths="0, 0.5, 1", prompts=f"{PROMPT}\n{COPIED}", seeds=1, pos=(0, 0), mask=None, size=(480, 1150), **extra
     ):
         """A Strength Sweep node."""
         inputs = {"model": (self.model, 0), "mask": mask or self.mask, "clip": (self.model, 1), "vae": (self.model, 2)}

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from .conftest import PATIENCE
-from .drawing import OTHER, PROMPT, Drawing
+from .drawing import COPIED, PROMPT, Drawing
 
 
 class Grid:
@@ -87,17 +87,18 @@ def test_an_empty_grid_says_what_to_do(editor):
 def test_every_cell_shows_its_picture_and_likeness(swept):
     grid, output, *_ = swept
     [made] = output["sweep"]
-    assert made["strengths"] == [0, 0.5, 1] and [row["prompt"] for row in made["rows"]] == [PROMPT, OTHER]
+    assert made["strengths"] == [0, 0.5, 1] and [row["prompt"] for row in made["rows"]] == [PROMPT, COPIED]
     text = grid.root.inner_text()
-    assert PROMPT in text and OTHER in text and "seed 5" in text and "original" in text
+    assert PROMPT in text and COPIED in text and "seed 5" in text and "original" in text
     assert [made["cells"][i]["similarity"] for i in (0, 3)] == [1, 1]
-    assert made["cells"][2]["similarity"] < 0.9
+    assert made["cells"][5]["similarity"] < 0.9
     assert [grid.cells.nth(i).locator(".ufs-value").inner_text() for i in range(6)] == [
         f"{c['similarity']:.2f}" for c in made["cells"]
     ]
-    shot = grid.editor.shot("grid")
-    for i in (0, 2):
+    for i in (0, 2, 3, 5):
         saved = Image.open(io.BytesIO(grid.editor.client.view(made["cells"][i]))).convert("RGB")
+        grid.cells.nth(i).scroll_into_view_if_needed()
+        shot = grid.editor.shot("grid")
         box = grid.cells.nth(i).locator(".ufs-image").bounding_box()
         for x, y in ((0.3, 0.3), (0.8, 0.8), (0.2, 0.7)):
             drawn = shot.getpixel((round(box["x"] + box["width"] * x), round(box["y"] + box["height"] * y)))
@@ -166,7 +167,7 @@ def test_a_saved_workflow_shows_the_grid_and_the_choice_again(swept):
 def test_two_sweeps_do_not_share_anything(editor):
     graph = Drawing()
     first = graph.sweep(strengths="0.25", prompts=PROMPT, pos=(0, 0))
-    second = graph.sweep(strengths="0.75, 1", prompts=OTHER, seeds=2, pos=(520, 0))
+    second = graph.sweep(strengths="0.75, 1", prompts=COPIED, seeds=2, pos=(520, 0))
     apply = graph.apply()
     editor.load(graph.workflow(), first)
     editor.run()
@@ -194,6 +195,8 @@ def test_a_wide_grid_scrolls_and_the_view_stays(editor):
     editor.page.wait_for_timeout(300)
     assert grid.root.locator(".ufs-scroll").evaluate("(e) => e.scrollLeft") > 50
     assert editor.place(node) == before
+    title, scroll = (grid.root.locator(name).first.bounding_box() for name in (".ufs-prompt", ".ufs-scroll"))
+    assert scroll["x"] <= title["x"] < scroll["x"] + 40, "the prompt stays in sight"
     editor.shot()
 
 
