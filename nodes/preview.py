@@ -7,7 +7,7 @@ from ..uniforget.hosts.comfy_sampling import Bar, sample, sample_original
 from .apply import forget, remarks
 from .compare import keeper, shown
 from .inputs import CATEGORY, MaskType, to_input
-from .sampling import decode, drawing, nothing, sampler_inputs, strengths
+from .sampling import NAMES, decode, drawing, nothing, sampler_inputs, strengths
 
 
 class PreviewComparison(io.ComfyNode):
@@ -73,4 +73,9 @@ class PreviewComparison(io.ComfyNode):
         labels = ("original", f"strength {wanted['strength']:g}")
         out = shown(before, after, labels, keep, save)
         out["notes"] += remarks(model, mask, wanted)
+        how = ", ".join(f"{name} {values[name]}" for name in NAMES)
+        out["settings"] = [
+            [how],
+            [how, f"mask {mask.digest()}: " + ", ".join(f"{name} {value:g}" for name, value in wanted.items())],
+        ]
         return io.NodeOutput(before, after, patched, ui=out)

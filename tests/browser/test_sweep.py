@@ -129,11 +129,32 @@ def test_a_click_sets_the_strength_of_the_nodes_with_the_same_mask(swept):
     assert grid.pressed == [5] and strength(editor, apply) == 1
 
 
-def test_a_node_with_another_kinds_strength_is_named(swept):
+def test_a_node_with_a_strength_from_elsewhere_or_of_another_kind_is_named(swept):
     grid, _, apply, *_ = swept
     grid.page.evaluate("(id) => { app.graph.getNodeById(id).widgets.find((w) => w.name === 'strength_ffn').value = 0.3 }", apply)
     grid.cells.nth(2).click()
     assert "strength_ffn is not that of the grid" in grid.message
+    grid.page.evaluate(
+        """(id) => {
+            const node = app.graph.getNodeById(id), number = LiteGraph.createNode('PrimitiveFloat')
+            app.graph.add(number)
+            number.connect(0, node, node.inputs.findIndex((i) => i.name === 'strength'))
+        }""",
+        apply,
+    )
+    grid.cells.nth(1).click()
+    assert f"({apply}) takes its strength from another node" in grid.message and strength(grid.editor, apply) == 1
+
+
+def test_another_run_keeps_the_choice(swept):
+    grid, _, apply, *_ = swept
+    grid.cells.nth(4).click()
+    grid.page.evaluate(
+        "(id) => { app.graph.getNodeById(id).widgets.find((w) => w.name === 'strengths').value = '0.5' }", grid.node
+    )
+    grid.editor.run()
+    grid.wait_shown(4)
+    assert grid.pressed == [3] and strength(grid.editor, apply) == 0.5
 
 
 def test_without_a_node_to_set_it_says_what_to_do(editor):
@@ -168,14 +189,14 @@ def test_two_sweeps_do_not_share_anything(editor):
     graph = Drawing()
     first = graph.sweep(strengths="0.25", prompts=PROMPT, pos=(0, 0))
     second = graph.sweep(strengths="0.75, 1", prompts=COPIED, seeds=2, pos=(520, 0))
-    apply = graph.apply()
+    apply, preview = graph.apply(), graph.preview(pos=(1040, 0))
     editor.load(graph.workflow(), first)
     editor.run()
     a, b = Grid(editor, first), Grid(editor, second)
     a.wait_shown(2)
     b.wait_shown(6)
     b.cells.nth(4).click()
-    assert (a.pressed, b.pressed, strength(editor, apply)) == ([], [4], 0.75)
+    assert (a.pressed, b.pressed, strength(editor, apply), strength(editor, preview)) == ([], [4], 0.75, 0.75)
     assert {c["filename"] for c in a.state()["cells"]}.isdisjoint(c["filename"] for c in b.state()["cells"])
     assert "mean" in b.root.inner_text()
     editor.shot("two")

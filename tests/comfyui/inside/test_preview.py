@@ -10,8 +10,10 @@ import comfy.sample
 import folder_paths
 import pytest
 import torch
+from uniforget_pack.nodes.learn import LearnMask
 from uniforget_pack.nodes.preview import PreviewComparison
 from uniforget_pack.nodes.sampling import nothing
+from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import MismatchError, SettingError
 from uniforget_pack.uniforget.hosts import comfy_sampling
 from uniforget_pack.uniforget.hosts.comfy_originals import Originals, Unkeyable, key
@@ -270,3 +272,15 @@ def test_saved_pictures_are_in_the_output_folder(demo):
     assert sheet["type"] == "output" and sheet["filename"].startswith("kept_side_by_side")
     path = Path(folder_paths.get_output_directory(), "uniforget", ui["a_images"][0]["filename"])
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_subspace_is_previewed_as_a_mask_is(demo, sampled):
+    values = {name: param.default for name, param in config.LEARN.items()}
+    small = {"prompts": PROMPT, "batch": 2, "width": 64, "height": 64, "sampling_steps": 2, "objective": "subspace"}
+    subspace = LearnMask.execute(demo.model, demo.clip, **(values | small)).args[0]
+    sampled.clear()
+    original, forgotten, patched, ui = run(demo, mask=subspace, text="photo of coffee cup on table")
+    assert (original - forgotten).abs().max() > 0.05 and patched.patches and ui["notes"] == []
+    assert subspace.digest() in ui["settings"][1][1]
+    same, equal, *_ = run(demo, mask=subspace, text="photo of coffee cup on table", strength=0.0)
+    assert torch.equal(same, original) and torch.equal(equal, original) and len(sampled) == 3
