@@ -12,23 +12,18 @@ def all_nodes():
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
     from .maskmap import MaskMapNode
+    from .picturecheck import PictureCheck
+    from .preview import PreviewComparison
+    from .promptcheck import PromptCheck
     from .recover import RecoverQuality
     from .report import Report
     from .sanitize import LoadCompact, SaveSanitized
     from .score import DemoScore
+    from .sweep import StrengthSweep
     from .threshold import SetThreshold
 
-    masks = [
-        LearnMask,
-        RecoverQuality,
-        ApplyMask,
-        Compare,
-        Report,
-        LoadMask,
-        SaveMask,
-        CombineMasks,
-        SetThreshold,
-        EmbeddedMask,
-        MaskMapNode,
-    ]
-    return [*masks, SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]
+    learning = [LearnMask, RecoverQuality]
+    using = [ApplyMask, PreviewComparison, StrengthSweep, Compare, MaskMapNode, PictureCheck, PromptCheck, Report]
+    masks = [LoadMask, SaveMask, EmbeddedMask, CombineMasks, SetThreshold]
+    models = [SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]
+    return [*learning, *using, *masks, *models]

@@ -22,7 +22,7 @@ def to_input(param: Param):
         return io.Boolean.Input(param.name, **common)
     if param.kind == "choice":
         return io.Combo.Input(param.name, options=list(param.choices), **common)
-    return io.String.Input(param.name, multiline=True, **common)
+    return io.String.Input(param.name, multiline=param.kind == "text", **common)
 
 
 def search(*words):

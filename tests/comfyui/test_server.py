@@ -16,6 +16,7 @@ NODE_IDS = {
     *("UniForgetApply", "UniForgetCombine", "UniForgetCompare", "UniForgetDemoScore", "UniForgetThreshold"),
     *("UniForgetSaveSanitized", "UniForgetCompact", "UniForgetLoadCompact", "UniForgetRecover", "UniForgetReport"),
     *("UniForgetMaskMap", "UniForgetEmbeddedMask"),
+    *("UniForgetPreview", "UniForgetSweep"),
 }
 PICTURE = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 16, "batch_size": 1, "color": 0x336699}},
