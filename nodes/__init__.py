@@ -10,10 +10,12 @@ def all_nodes():
     from .demo import DemoModel
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
+    from .picturecheck import PictureCheck
+    from .promptcheck import PromptCheck
     from .recover import RecoverQuality
     from .sanitize import LoadCompact, SaveSanitized
     from .score import DemoScore
     from .threshold import SetThreshold
 
     masks = [LearnMask, RecoverQuality, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, SetThreshold]
-    return [*masks, SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]
+    return [*masks, SaveSanitized, CompactModel, LoadCompact, PictureCheck, PromptCheck, DemoModel, DemoScore]
