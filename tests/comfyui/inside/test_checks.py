@@ -99,14 +99,15 @@ def test_prompts_before_and_after_and_agreement(nodes, demo):
 
 def test_the_same_twice_and_the_users_random_state_is_left(nodes, demo):
     before = torch.random.get_rng_state(), random.getstate()
+    picture = references(MEMORIZED[0])
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    first = check_pictures(nodes, demo, references(MEMORIZED[0]), noises=3, baseline=4)
+    first = check_pictures(nodes, demo, picture, noises=3, baseline=4)
     prompts = check_prompts(nodes, demo, MEMORIZED, neutral=8)
     assert torch.equal(torch.rand(1), expected)
     torch.manual_seed(2)
-    assert check_pictures(nodes, demo, references(MEMORIZED[0]), noises=3, baseline=4).args[2] == first.args[2]
+    assert check_pictures(nodes, demo, picture, noises=3, baseline=4).args[2] == first.args[2]
     assert check_prompts(nodes, demo, MEMORIZED, neutral=8).args == prompts.args
     torch.random.set_rng_state(before[0])
     assert random.getstate() == before[1]
