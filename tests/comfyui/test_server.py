@@ -15,6 +15,7 @@ NODE_IDS = {
     *("UniForgetDemoModel", "UniForgetLearn", "UniForgetLoadMask", "UniForgetSaveMask"),
     *("UniForgetApply", "UniForgetCombine", "UniForgetCompare", "UniForgetDemoScore", "UniForgetThreshold"),
     *("UniForgetSaveSanitized", "UniForgetCompact", "UniForgetLoadCompact", "UniForgetRecover"),
+    *("UniForgetPictureCheck", "UniForgetPromptCheck"),
 }
 PICTURE = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 16, "batch_size": 1, "color": 0x336699}},
