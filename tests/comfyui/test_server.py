@@ -17,6 +17,7 @@ NODE_IDS = {
     *("UniForgetSaveSanitized", "UniForgetCompact", "UniForgetLoadCompact", "UniForgetRecover", "UniForgetReport"),
     *("UniForgetMaskMap", "UniForgetEmbeddedMask"),
     *("UniForgetPreview", "UniForgetSweep"),
+    *("UniForgetPictureCheck", "UniForgetPromptCheck"),
 }
 PICTURE = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 16, "batch_size": 1, "color": 0x336699}},
