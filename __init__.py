@@ -11,6 +11,7 @@ if importlib.util.find_spec("comfy_api") is not None and __package__:
 
     from .nodes import all_nodes
     from .nodes.maskio import register_folder
+    from .nodes.routes import register_routes
 
     WEB_DIRECTORY = "./web"
 
@@ -22,4 +23,5 @@ if importlib.util.find_spec("comfy_api") is not None and __package__:
 
     async def comfy_entrypoint():
         register_folder()
+        register_routes()
         return UniForgetExtension()

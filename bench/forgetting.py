@@ -38,6 +38,7 @@ from uniforget.config import LEARN, PRESETS
 from uniforget.hosts.diffusers import fold_, project_
 from uniforget.learn import Settings, learn
 from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.similarity import correlation
 from uniforget.subspace import Subspace
 
 from .common import machine, write_json
@@ -177,7 +178,7 @@ class Bed:
             each = [item for item in items for _ in range(size.neutral_seeds)]
             right = self.judge.right(found[name], [i[1] for i in each], [i[2] for i in each]).numpy()
             out |= {name: float(right.mean()), f"{name}_interval": evaluate.wilson(right.sum(), len(right))}
-        out["neutral_similarity"] = _similarity(found["neutral"], self.original["neutral"])
+        out["neutral_similarity"] = float(correlation(found["neutral"], self.original["neutral"]).mean())
         out["diversity"] = _spread(found["neutral"], size.neutral_seeds) / _spread(self.original["neutral"], size.neutral_seeds)
         return out
 
@@ -211,12 +212,6 @@ class Bed:
             copied = self.judge.copies(pictures, [m for m, _ in pairs for _ in range(4)])
             out["copies_indirect"] = float(copied.float().mean())
         return out
-
-
-def _similarity(a: np.ndarray, b: np.ndarray) -> float:
-    x, y = (p.reshape(len(p), -1).astype(np.float64) for p in (a, b))
-    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    return float(((x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1)).clip(1e-9)).mean())
 
 
 def _spread(pictures: np.ndarray, seeds: int) -> float:

@@ -8,12 +8,22 @@ def all_nodes():
     from .compact import CompactModel
     from .compare import Compare
     from .demo import DemoModel
+    from .embedded import EmbeddedMask
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
+    from .maskmap import MaskMapNode
+    from .picturecheck import PictureCheck
+    from .preview import PreviewComparison
+    from .promptcheck import PromptCheck
     from .recover import RecoverQuality
+    from .report import Report
     from .sanitize import LoadCompact, SaveSanitized
     from .score import DemoScore
+    from .sweep import StrengthSweep
     from .threshold import SetThreshold
 
-    masks = [LearnMask, RecoverQuality, ApplyMask, Compare, LoadMask, SaveMask, CombineMasks, SetThreshold]
-    return [*masks, SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]
+    learning = [LearnMask, RecoverQuality]
+    using = [ApplyMask, PreviewComparison, StrengthSweep, Compare, MaskMapNode, PictureCheck, PromptCheck, Report]
+    masks = [LoadMask, SaveMask, EmbeddedMask, CombineMasks, SetThreshold]
+    models = [SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]
+    return [*learning, *using, *masks, *models]

@@ -10,7 +10,7 @@ from ..uniforget.fold import factors
 from ..uniforget.hosts import comfy as host
 from ..uniforget.hosts.comfy_subspace import apply_subspace
 from ..uniforget.subspace import Subspace, effective
-from .inputs import CATEGORY, MaskType, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 
 
 class ApplyMask(io.ComfyNode):
@@ -34,36 +34,65 @@ class ApplyMask(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(id="forgotten", display_name="MODEL", tooltip="The model with the mask applied.")],
             is_output_node=False,
+            **search("forget", "unlearn", "copyright", "memorization", "prune", "mask"),
         )
 
     @classmethod
     def execute(cls, model, mask, strength, strength_ffn, strength_norm, strength_attn):
-        per_kind = {"ffn": strength_ffn, "norm": strength_norm, "attn": strength_attn}
-        config.APPLY["strength"].check(strength)
-        for kind, value in per_kind.items():
-            config.APPLY[f"strength_{kind}"].check(value)
-        subspace = isinstance(mask, Subspace)
-        patched = (apply_subspace if subspace else host.apply_mask)(model, mask, strength, per_kind)
-        lines = [f"strength {strength:g}", mask.summary()]
-        does = (lambda *given: effective(mask, *given)) if subspace else (lambda *given: factors(mask, *given))
-        if not does():
-            warning = "Careful: this mask switches nothing off, so the model is unchanged. Learn one with a stronger preset or more updates."
-            logging.warning("UniForget: %s", warning)
-            lines.append(warning)
-        elif not does(strength, per_kind):
-            lines.append("The model is unchanged: the strength of all that this mask switches off is 0.")
-        base = host.base_fingerprint(model) if mask.info.base else ""
-        if mask.info.base and not base:
-            lines.append(
-                "This model's weights are in a format that UniForget cannot compare with those the mask was learned on: make sure that "
-                "it is the same model."
-            )
-        elif base and not same_base(mask.info.base, base):
-            warning = (
-                f"Careful: this mask was learned on another model"
-                f"{f' ({mask.info.base_name})' if mask.info.base_name else ''}. It may forget less, or harm quality. "
-                "Learn a mask for this model to be sure."
-            )
-            logging.warning("UniForget: %s", warning)
-            lines.append(warning)
+        strengths = {
+            "strength": strength,
+            "strength_ffn": strength_ffn,
+            "strength_norm": strength_norm,
+            "strength_attn": strength_attn,
+        }
+        patched = forget(model, mask, strengths)
+        lines = [f"strength {strength:g}", mask.summary(), *remarks(model, mask, strengths)]
         return io.NodeOutput(patched, ui=show(cls, "\n".join(lines)))
+
+
+def forget(model, mask, strengths):
+    """A clone of `model` that computes with `mask` (gates or a subspace); the original is untouched.
+
+    Args:
+        strengths: values of the settings in :data:`config.APPLY`, by name.
+
+    Raises:
+        SettingError: a strength is out of its range.
+        FamilyError, MismatchError: the mask is not for this model.
+    """
+    strength, per_kind = _checked(strengths)
+    return (apply_subspace if isinstance(mask, Subspace) else host.apply_mask)(model, mask, strength, per_kind)
+
+
+def remarks(model, mask, strengths):
+    """What a user should know about :func:`forget` with the same arguments, as lines: nothing is changed, another base, ..."""
+    strength, per_kind = _checked(strengths)
+    does = effective if isinstance(mask, Subspace) else factors
+    lines = []
+    if not does(mask):
+        warning = "Careful: this mask switches nothing off, so the model is unchanged. Learn one with a stronger preset or more updates."
+        logging.warning("UniForget: %s", warning)
+        lines.append(warning)
+    elif not does(mask, strength, per_kind):
+        lines.append("The model is unchanged: the strength of all that this mask switches off is 0.")
+    base = host.base_fingerprint(model) if mask.info.base else ""
+    if mask.info.base and not base:
+        lines.append(
+            "This model's weights are in a format that UniForget cannot compare with those the mask was learned on: make sure that "
+            "it is the same model."
+        )
+    elif base and not same_base(mask.info.base, base):
+        warning = (
+            f"Careful: this mask was learned on another model"
+            f"{f' ({mask.info.base_name})' if mask.info.base_name else ''}. It may forget less, or harm quality. "
+            "Learn a mask for this model to be sure."
+        )
+        logging.warning("UniForget: %s", warning)
+        lines.append(warning)
+    return lines
+
+
+def _checked(strengths):
+    """``(strength, strength per kind)``, each in its range."""
+    values = {name: param.check(strengths[name]) for name, param in config.APPLY.items()}
+    return values.pop("strength"), {name.removeprefix("strength_"): value for name, value in values.items()}

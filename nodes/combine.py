@@ -10,7 +10,7 @@ from ..uniforget.combine import blocks_in, cautions, chosen_kinds, combine, repo
 from ..uniforget.detect import family
 from ..uniforget.errors import SettingError
 from ..uniforget.subspace import Subspace
-from .inputs import CATEGORY, MaskType, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 
 
 class CombineMasks(io.ComfyNode):
@@ -39,6 +39,7 @@ class CombineMasks(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[MaskType.Output(id="combined", display_name="mask", tooltip="Apply it, save it, or combine it further.")],
+            **search("forget", "unlearn", "merge masks", "union", "intersection"),
         )
 
     @classmethod

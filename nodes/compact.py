@@ -11,7 +11,7 @@ from ..uniforget.fingerprint import same_base
 from ..uniforget.hosts import comfy as host
 from ..uniforget.hosts.comfy_compact import compact
 from ..uniforget.subspace import Subspace
-from .inputs import CATEGORY, MaskType, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 
 
 class CompactModel(io.ComfyNode):
@@ -21,7 +21,7 @@ class CompactModel(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="UniForgetCompact",
-            display_name="Compact Model",
+            display_name="Compact Model (Prune)",
             category=CATEGORY,
             description=(
                 "Applies a mask at full strength and cuts what it switches off out of the model, which becomes smaller and faster. "
@@ -34,6 +34,7 @@ class CompactModel(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(id="compact", display_name="MODEL", tooltip="The smaller model.")],
+            **search("prune", "pruning", "shrink", "smaller", "faster", "unlearn"),
         )
 
     @classmethod

@@ -3,12 +3,13 @@
 import random
 import string
 
+import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
 from ..uniforget.errors import SettingError
-from .inputs import CATEGORY
+from .inputs import CATEGORY, search
 from .sidebyside import side_by_side
 
 
@@ -53,32 +54,60 @@ class Compare(io.ComfyNode):
             ],
             outputs=[],
             is_output_node=True,
+            **search("before after", "slider", "a/b", "difference"),
         )
 
     @classmethod
     def execute(cls, original, forgotten, save, filename_prefix, label_original="original", label_forgotten="forgotten"):
         labels = (label_original.strip() or "original", label_forgotten.strip() or "forgotten")
-        for name, batch in (("original", original), ("forgotten", forgotten)):
-            if batch.ndim != 4 or not len(batch):
-                raise SettingError(
-                    f"Compare: expected at least one picture in {name!r}; found a tensor of shape {tuple(batch.shape)}. "
-                    "Connect an IMAGE output, such as VAE Decode's."
-                )
-        if not save:
-            prefix = "uniforget_" + "".join(random.choices(string.ascii_lowercase, k=8))
-            folder, level = io.FolderType.temp, 1
-        else:
-            prefix, folder, level = filename_prefix.strip() or "uniforget/compare", io.FolderType.output, 4
+        keep = keeper(cls, save, filename_prefix.strip() or "uniforget/compare")
+        return io.NodeOutput(ui=shown(original, forgotten, labels, keep, save))
 
-        def keep(images, name):
-            return ui.ImageSaveHelper.save_images(images, f"{prefix}_{name}", folder, cls=cls, compress_level=level)
 
-        shown = {"a_images": keep(original, "original"), "b_images": keep(forgotten, "forgotten")}
-        if save:
-            sheet = side_by_side(pairs(original, forgotten), labels)
-            # ComfyUI's helper rounds down: half a level more keeps every level
-            shown["comparison"] = keep([torch.from_numpy((np.asarray(sheet, dtype=np.float32) + 0.5) / 255)], "side_by_side")
-        return io.NodeOutput(ui={**shown, "labels": list(labels), "notes": notes(original, forgotten)})
+def shown(original, forgotten, labels, keep, sheet):
+    """Keeps both batches as files and says where, as web/compare.js takes it from a node's ``ui``.
+
+    Args:
+        original, forgotten: pictures (n, height, width, channels), floats in [0, 1].
+        keep: from :func:`keeper`.
+        sheet: whether to keep one picture with both sides and their labels, too.
+
+    Raises:
+        SettingError: a batch has no pictures.
+    """
+    for name, batch in (("original", original), ("forgotten", forgotten)):
+        if batch.ndim != 4 or not len(batch):
+            raise SettingError(
+                f"Compare: expected at least one picture in {name!r}; found a tensor of shape {tuple(batch.shape)}. "
+                "Connect an IMAGE output, such as VAE Decode's."
+            )
+    out = {"a_images": keep(original, "original"), "b_images": keep(forgotten, "forgotten")}
+    if sheet:
+        out["comparison"] = keep([as_image(side_by_side(pairs(original, forgotten), labels))], "side_by_side")
+    return {**out, "labels": list(labels), "notes": notes(original, forgotten)}
+
+
+def keeper(node, save, prefix):
+    """``keep(images, name)``: saves pictures as ``prefix_name`` in the output folder, or until ComfyUI restarts, and says where.
+
+    ComfyUI refuses a prefix that leads out of the output folder here already, before anything is drawn.
+    """
+    folder, level = io.FolderType.output, 4
+    if save:
+        folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    else:
+        prefix = "uniforget_" + "".join(random.choices(string.ascii_lowercase, k=8))
+        folder, level = io.FolderType.temp, 1
+
+    def keep(images, name):
+        return ui.ImageSaveHelper.save_images(images, f"{prefix}_{name}", folder, cls=node, compress_level=level)
+
+    return keep
+
+
+def as_image(picture):
+    """A PIL picture as ComfyUI's IMAGE (height, width, 3); half a level more, because ComfyUI rounds down when it saves."""
+    return torch.from_numpy((np.asarray(picture, dtype=np.float32) + 0.5) / 255)
 
 
 def pairs(original, forgotten):

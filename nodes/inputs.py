@@ -1,5 +1,7 @@
 """From one parameter definition (:mod:`uniforget.config`) to ComfyUI's input of it."""
 
+import dataclasses
+
 from comfy_api.latest import io, ui
 
 from ..uniforget.config import Param
@@ -20,7 +22,13 @@ def to_input(param: Param):
         return io.Boolean.Input(param.name, **common)
     if param.kind == "choice":
         return io.Combo.Input(param.name, options=list(param.choices), **common)
-    return io.String.Input(param.name, multiline=True, **common)
+    return io.String.Input(param.name, multiline=param.kind == "text", **common)
+
+
+def search(*words):
+    """Keywords of ``io.Schema`` that let the search find a node by these words, where ComfyUI knows such a field."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return {"search_aliases": list(words)} if "search_aliases" in known else {}
 
 
 def show(node, text):

@@ -22,7 +22,7 @@ from ..uniforget.maskset import MaskInfo
 from ..uniforget.prompts import neutral_prompts, parse_prompts, prompts_hash
 from ..uniforget.sites import target_kinds
 from .demo import TestbedModel
-from .inputs import CATEGORY, MaskType, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 from .picture import curve_picture
 from .progress import learning_bar
 
@@ -57,6 +57,7 @@ class LearnMask(io.ComfyNode):
                 io.Image.Output(id="curve", display_name="curve", tooltip="How learning went: loss and share switched off."),
                 io.String.Output(id="csv", display_name="csv", tooltip="The same as a table: one line per update."),
             ],
+            **search("forget", "unlearn", "copyright", "memorization", "prune", "pruning", "copy"),
         )
 
     @classmethod

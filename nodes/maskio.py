@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..uniforget import files, maskfile
 from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError, UniForgetError
 from ..uniforget.subspace import subspacefile
-from .inputs import CATEGORY, MaskType, show
+from .inputs import CATEGORY, MaskType, search, show
 
 FOLDER = "uniforget"
 EXTENSION = ".safetensors"
@@ -51,10 +51,10 @@ def find_mask(name):
     raise MaskFileMissingError(f"There is no mask {name!r} in {_folder()}. Put the file there and press R, or choose another.")
 
 
-def target_path(filename_prefix, overwrite, inside=None):
-    """Where a mask (or, `inside` another folder, a model) called `filename_prefix` is saved; makes the folders on the way.
+def target_path(filename_prefix, overwrite, inside=None, extension=EXTENSION):
+    """Where a mask (or, `inside` another folder, something else) called `filename_prefix` is saved; makes the folders on the way.
 
-    ``name.safetensors`` with `overwrite`, else ``name_00001.safetensors`` or the next free number.
+    ``name.safetensors`` (or another `extension`) with `overwrite`, else ``name_00001.safetensors`` or the next free number.
 
     Raises:
         SettingError: the name leads out of the folder, or cannot be a file name.
@@ -62,7 +62,8 @@ def target_path(filename_prefix, overwrite, inside=None):
     """
     name = str(filename_prefix).strip()
     inside = inside or _folder()
-    parts = _parts(name[: -len(EXTENSION)] if name.lower().endswith(EXTENSION) else name, "filename_prefix", _is_plain, inside)
+    name = name[: -len(extension)] if name.lower().endswith(extension) else name
+    parts = _parts(name, "filename_prefix", _is_plain, inside)
     folder = Path(inside, *parts[:-1])
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,11 +74,11 @@ def target_path(filename_prefix, overwrite, inside=None):
             "Free space, allow writing there, or choose another name."
         ) from error
     if overwrite:
-        return folder / f"{parts[-1]}{EXTENSION}"
+        return folder / f"{parts[-1]}{extension}"
     # Case counts for no more than on the file systems that ignore it.
-    pattern = re.compile(re.escape(parts[-1]) + r"_([0-9]{1,9})" + re.escape(EXTENSION), re.IGNORECASE)
+    pattern = re.compile(re.escape(parts[-1]) + r"_([0-9]{1,9})" + re.escape(extension), re.IGNORECASE)
     numbers = [int(match[1]) for match in map(pattern.fullmatch, taken) if match]
-    return folder / f"{parts[-1]}_{max(numbers, default=0) + 1:05}{EXTENSION}"
+    return folder / f"{parts[-1]}_{max(numbers, default=0) + 1:05}{extension}"
 
 
 def check_name(filename_prefix, inside=None):
@@ -140,6 +141,7 @@ class LoadMask(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[MaskType.Output(id="mask", display_name="mask", tooltip="Connect it to Apply Memorization Mask.")],
+            **search("forget", "unlearn"),
         )
 
     @classmethod
@@ -191,6 +193,7 @@ class SaveMask(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[MaskType.Output(id="saved", display_name="mask", tooltip="The same mask, to go on with.")],
             is_output_node=True,
+            **search("forget", "unlearn"),
         )
 
     @classmethod

@@ -18,7 +18,7 @@ from ..uniforget.learn.recover import one_of_each, recover
 from ..uniforget.prompts import prompts_hash
 from ..uniforget.sites import match_sites
 from ..uniforget.subspace import match_layers
-from .inputs import CATEGORY, MaskType, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 from .learn import prepare, read_prompts
 from .maskio import check_name, target_path
 from .progress import learning_bar
@@ -60,6 +60,7 @@ class RecoverQuality(io.ComfyNode):
                 io.String.Output(id="path", display_name="path", tooltip="Where the LoRA is."),
             ],
             is_output_node=True,
+            **search("retrain", "fine-tune", "restore", "unlearn"),
         )
 
     @classmethod

@@ -16,7 +16,7 @@ from ..uniforget.fileplan import Use
 from ..uniforget.hosts.comfy_compact import load
 from ..uniforget.sanitize import sanitize
 from ..uniforget.subspace import Subspace
-from .inputs import CATEGORY, MaskType, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 from .maskio import EXTENSION, check_name, target_path
 
 # ComfyUI's folders of models that hold a denoiser; it looks for models in the output folder's folders of these names, too.
@@ -86,6 +86,7 @@ class SaveSanitized(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[io.String.Output(id="path", display_name="path", tooltip="Where the file is.")],
             is_output_node=True,
+            **search("forget", "unlearn", "copyright", "clean", "bake", "prune"),
         )
 
     @classmethod
@@ -163,6 +164,7 @@ class LoadCompact(io.ComfyNode):
                 io.Clip.Output(id="clip", display_name="CLIP", tooltip="Its text encoder, if the file has one."),
                 io.Vae.Output(id="vae", display_name="VAE", tooltip="Its VAE, if the file has one."),
             ],
+            **search("prune", "pruned", "smaller"),
         )
 
     @classmethod

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..uniforget import config
 from ..uniforget.errors import MaskError, SettingError
 from ..uniforget.subspace import Subspace
-from .inputs import CATEGORY, MaskType, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 
 
 class SetThreshold(io.ComfyNode):
@@ -27,6 +27,7 @@ class SetThreshold(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[MaskType.Output(id="moved", display_name="mask", tooltip="The subspace with this threshold.")],
+            **search("forget", "unlearn", "subspace"),
         )
 
     @classmethod

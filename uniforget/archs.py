@@ -94,6 +94,14 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Part of a block with a name of its own, such as its image or its text half; ``path`` is found in the names of its sites."""
+
+    label: str
+    path: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family.
 
@@ -105,6 +113,7 @@ class Family:
         rules: where gates sit.
         blocks: how its blocks are called.
         diffusers: diffusers' naming.
+        streams: parts of its blocks that are shown apart; what none of them matches is in no stream.
     """
 
     name: str
@@ -114,6 +123,7 @@ class Family:
     blocks: tuple[Blocks, ...]
     diffusers: Naming
     without: tuple[str, ...] = ()
+    streams: tuple[Stream, ...] = ()
 
 
 def same(*paths: tuple[str, str]) -> tuple[Alias, ...]:

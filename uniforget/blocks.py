@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from .archs import Blocks, Family
 from .errors import SettingError
@@ -32,6 +32,40 @@ def block_of(family: Family, site: str) -> tuple[str, int] | None:
         if match:
             return row.label, int(match[1]) if match.re.groups else 0
     return None
+
+
+def block_name(family: Family, place: tuple[str, int]) -> str:
+    """A block that :func:`block_of` found, as people write it: ``IN4``, ``MID``, ``7``."""
+    label, number = place
+    return label if label in _single(family) else f"{label}{number}"
+
+
+class BlockRow(NamedTuple):
+    """One row of blocks and what may be written about it.
+
+    Attributes:
+        label: ``"IN"``; "" for blocks that only have numbers.
+        names: what a name in a selection may be the beginning of, in lower case.
+        numbers: of the blocks that are there, ascending; ``(0,)`` for a row that is one block without a number.
+        last: the highest number that a range may go to.
+        single: whether it is one block without a number.
+    """
+
+    label: str
+    names: tuple[str, ...]
+    numbers: tuple[int, ...]
+    last: int
+    single: bool
+
+
+def block_rows(family: Family, sites: Iterable[str]) -> list[BlockRow]:
+    """The rows that any of the sites is in, in the family's order."""
+    reader = _Reader(family, block_numbers(family, sites))
+    rows = {row.label: row for row in family.blocks}
+    return [
+        BlockRow(label, _names(rows[label]), tuple(numbers), reader.last[label], label in _single(family))
+        for label, numbers in reader.numbers.items()
+    ]
 
 
 def block_numbers(family: Family, sites: Iterable[str]) -> dict[str, list[int]]:

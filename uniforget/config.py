@@ -16,7 +16,7 @@ class Param:
     """One setting.
 
     Attributes:
-        kind: "float", "int", "bool", "choice" or "text".
+        kind: "float", "int", "bool", "choice", "text" or "line", which is text of one line.
         minimum, maximum: inclusive range of numbers.
         step: what one click changes; an integer must also be ``minimum`` plus a multiple of it.
         choices: what a "choice" may be.
@@ -46,6 +46,7 @@ class Param:
             "bool": isinstance(value, bool),
             "choice": isinstance(value, str) and value in self.choices,
             "text": isinstance(value, str),
+            "line": isinstance(value, str),
         }[self.kind]
         if valid and self.kind in ("float", "int"):
             valid = (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
@@ -64,7 +65,7 @@ class Param:
             return "one of " + ", ".join(f"{c!r}" for c in self.choices)
         if self.kind == "bool":
             return "True or False"
-        if self.kind == "text":
+        if self.kind in ("text", "line"):
             return "text"
         words = "a whole number" if self.kind == "int" else "a number"
         if self.minimum is not None and self.maximum is not None:
@@ -237,6 +238,43 @@ APPLY = _table(
     ),
 )
 
+# As the stock KSampler has them; samplers and schedulers are the host's.
+SAMPLING = _table(
+    Param("seed", 0, "The noise to start from. Same seed and settings, same picture.", "int", 0, 2**64 - 1, 1),
+    Param("steps", 20, "How many sampling steps. More is slower and often finer.", "int", 1, 10000, 1),
+    Param(
+        "cfg",
+        8.0,
+        "How closely to follow the prompt (guidance). Use what you generate with; 1 for models that need no guidance.",
+        "float",
+        0.0,
+        100.0,
+        0.1,
+    ),
+    Param(
+        "denoise",
+        1.0,
+        "How much of the latent to draw anew. 1 draws all of it; less keeps more of a picture that you put in.",
+        "float",
+        0.0,
+        1.0,
+        0.01,
+        advanced=True,
+    ),
+)
+
+SWEEP = _table(
+    Param("prompts", "", "What to draw, one prompt a line. Each prompt makes a row of the grid.", "text"),
+    Param("negative", "", "What the pictures should not show. Empty is fine.", "text"),
+    Param(
+        "strengths",
+        "0, 0.25, 0.5, 0.75, 1",
+        "The strengths to try, with a comma between them. Each makes a column; 0 is the original and always there.",
+        "line",
+    ),
+    Param("seeds", 1, "How many seeds per prompt, counted up from the seed below. Each makes a row.", "int", 1, 64, 1),
+)
+
 COMBINE = _table(
     Param(
         "mode",
@@ -283,6 +321,14 @@ THRESHOLD = Param(
     0.001,
 )
 
+MAP_THEME = Param(
+    "theme",
+    "dark",
+    "Colours of the picture that this node hands out: for dark or for white pages. The panel in the node follows ComfyUI's own theme.",
+    "choice",
+    choices=("dark", "light"),
+)
+
 RECOVER = _table(
     *(LEARN[name] for name in ("prompts", "steps", "batch", "sampling_steps", "cfg", "width", "height", "seed", "memory")),
     Param(
@@ -296,6 +342,58 @@ RECOVER = _table(
         advanced=True,
     ),
     Param("rank", 16, "Size of the LoRA. Larger recovers more and makes a larger file.", "int", 1, 256, 1),
+)
+
+STRENGTH = APPLY["strength"]
+
+PICTURE_CHECK = _table(
+    Param(
+        "caption",
+        "",
+        "What the picture was called in training, if you know it: one line for all pictures, or one line for each. Empty asks without words.",
+        "text",
+    ),
+    Param(
+        "noises",
+        6,
+        "How often each picture is noised and restored. More makes the interval narrower and takes longer.",
+        "int",
+        3,
+        64,
+        1,
+    ),
+    Param(
+        "baseline",
+        12,
+        "How many everyday pictures the model draws itself, to see what is usual for it. They are kept until the settings change.",
+        "int",
+        4,
+        64,
+        1,
+    ),
+    *(LEARN[name] for name in ("sampling_steps", "cfg")),
+    Param("width", 512, "Pictures are cropped and scaled to this width. Use what the model was trained at.", "int", 64, 2048, 8),
+    Param(
+        "height", 512, "Pictures are cropped and scaled to this height. Use what the model was trained at.", "int", 64, 2048, 8
+    ),
+    Param("seed", 0, "Same seed and settings on the same machine, same answer.", "int", 0, 2**64 - 1, 1),
+)
+
+PROMPT_CHECK = _table(
+    Param("prompts", "", "The prompts to check, one a line.", "text"),
+    Param(
+        "seeds",
+        4,
+        "From how many noises each prompt is looked at. One already tells most; two and more also show whether all lead to the same picture.",
+        "int",
+        1,
+        32,
+        1,
+    ),
+    Param("neutral", 128, "How many bundled everyday prompts they are compared with.", "int", 8, 256, 1),
+    Param("width", 512, "Width of the pictures that the prompts would be used for.", "int", 64, 2048, 8),
+    Param("height", 512, "Height of the pictures that the prompts would be used for.", "int", 64, 2048, 8),
+    Param("seed", 0, "Same seed and settings on the same machine, same answer.", "int", 0, 2**64 - 1, 1),
 )
 
 MULTIPLE = Param(

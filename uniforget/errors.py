@@ -13,6 +13,7 @@ UniForgetError
 |   |-- TooLargeError             more than a mask can hold
 |   `-- MaskWriteError            nothing was written
 |-- ModelFileError            a checkpoint cannot be read or written
+|-- ReportFileError         a report cannot be written
 |-- PromptFileError           a list of prompts cannot be read
 |-- FamilyError               an unknown model family
 |-- MismatchError             the mask does not fit the model: sites missing, or of other sizes
@@ -70,6 +71,10 @@ class MaskWriteError(MaskFileError):
 
 class ModelFileError(UniForgetError):
     """A checkpoint that cannot be read or written; what was there before is unchanged."""
+
+
+class ReportFileError(UniForgetError):
+    """A report that cannot be written; nothing half-written is left."""
 
 
 class PromptFileError(UniForgetError):

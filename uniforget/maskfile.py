@@ -141,8 +141,8 @@ def dumps(mask: MaskSet, name: str = "mask") -> bytes:
     return len(text).to_bytes(8, "little") + text + b"".join(tensors.values())
 
 
-def loads(data: bytes, name: str = "mask") -> MaskSet:
-    """The mask that `data`, the bytes of a mask file, holds. `name` is used in messages.
+def loads(data: bytes, name: str = "mask", most: int = sitetable.MAX_GATES) -> MaskSet:
+    """The mask that `data`, the bytes of a mask file, holds. `name` is used in messages, `most` is how many gates it may have.
 
     Raises:
         MaskFileError: as for :func:`load`.
@@ -158,7 +158,7 @@ def loads(data: bytes, name: str = "mask") -> MaskSet:
     _check_metadata(metadata, name)
     tensors = _tensors(header, body, name)
     try:
-        kinds, units, names = zip(*sitetable.unpack(tensors["sites"]), strict=True)
+        kinds, units, names = zip(*sitetable.unpack(tensors["sites"], most), strict=True)
         coded = tensors["gates"]
         if coded[:1] == bytes([_ONE_BYTE_A_GATE]):
             values = np.frombuffer(coded[1:], np.uint8).astype(np.float32) / np.float32(255)

@@ -27,8 +27,8 @@ def pack(sites: Iterable[tuple[str, int, str]]) -> bytes:
     return zlib.compress("\n".join(lines).encode("ascii"), 9)
 
 
-def unpack(data: bytes) -> list[tuple[str, int, str]]:
-    """Inverse of :func:`pack`; at most MAX_SITES sites with MAX_GATES gates together, no name twice.
+def unpack(data: bytes, most: int = MAX_GATES) -> list[tuple[str, int, str]]:
+    """Inverse of :func:`pack`; at most MAX_SITES sites with `most` gates together, no name twice.
 
     Raises:
         CodeError: `data` is no such table. Kinds and the characters of names are not checked here.
@@ -55,8 +55,8 @@ def unpack(data: bytes) -> list[tuple[str, int, str]]:
         if not re.fullmatch(r"[1-9][0-9]{0,8}", units):
             raise CodeError(f"line {number} of its site table has no count of gates")
         total += int(units)
-        if total > MAX_GATES:
-            raise CodeError(f"it has more than {MAX_GATES} gates")
+        if total > most:
+            raise CodeError(f"it has more than {most} gates")
         if name in sites:
             raise CodeError(f"line {number} of its site table names a site again")
         sites[name] = (kind, int(units))

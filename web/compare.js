@@ -5,7 +5,7 @@ import { api } from '../../scripts/api.js'
 import { afterRun, clean } from './compare_state.js'
 import { CompareView } from './compare_view.js'
 
-const NODE = 'UniForgetCompare'
+const NODES = ['UniForgetCompare', 'UniForgetPreview']
 const PROPERTY = 'uniforget_compare'
 const SMALLEST = [340, 500]
 
@@ -88,7 +88,7 @@ app.registerExtension({
   name: 'UniForget.Compare',
   setup: loadStyle,
   nodeCreated(node) {
-    if (node.comfyClass !== NODE && node.constructor?.comfyClass !== NODE) return
+    if (!NODES.includes(node.comfyClass) && !NODES.includes(node.constructor?.comfyClass)) return
     node.properties ??= {}
     addCompare(node)
   }

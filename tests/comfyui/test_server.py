@@ -14,7 +14,10 @@ from launcher.server import ComfyServer, free_port
 NODE_IDS = {
     *("UniForgetDemoModel", "UniForgetLearn", "UniForgetLoadMask", "UniForgetSaveMask"),
     *("UniForgetApply", "UniForgetCombine", "UniForgetCompare", "UniForgetDemoScore", "UniForgetThreshold"),
-    *("UniForgetSaveSanitized", "UniForgetCompact", "UniForgetLoadCompact", "UniForgetRecover"),
+    *("UniForgetSaveSanitized", "UniForgetCompact", "UniForgetLoadCompact", "UniForgetRecover", "UniForgetReport"),
+    *("UniForgetMaskMap", "UniForgetEmbeddedMask"),
+    *("UniForgetPreview", "UniForgetSweep"),
+    *("UniForgetPictureCheck", "UniForgetPromptCheck"),
 }
 PICTURE = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 16, "batch_size": 1, "color": 0x336699}},

@@ -20,11 +20,11 @@ HOSTS = {
 HOSTS |= {"diffusers", "transformers", "gradio", "backend"}
 # uniforget/: a module may import those of its own level's left neighbours only
 LEVELS = [
-    {"errors", "config", "bitcode", "sitetable", "atomic"},
+    {"errors", "config", "bitcode", "sitetable", "atomic", "similarity"},
     {"archs", "maskset"},
     {"families", "maskfile", "prompts", "fingerprint", "safefile"},
-    {"detect", "blocks"},
-    {"sites", "combine"},
+    {"detect", "blocks", "masktext"},
+    {"sites", "combine", "maskmap", "sweep"},
     {"gates"},
     {"fold"},
     {"fileplan", "compact"},

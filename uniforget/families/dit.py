@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..archs import Alias, Blocks, Family, Key, Naming, Rule, same
+from ..archs import Alias, Blocks, Family, Key, Naming, Rule, Stream, same
 
 _SD3_STREAM = r"joint_blocks\.\d+\.(?:x|context)_block\."
 _JOINT = (Blocks("", r"joint_blocks\.(\d+)\."),)
@@ -20,6 +20,7 @@ SD3 = Family(
         Rule("attn", _SD3_STREAM + r"attn2?\.proj", width=64),
     ),
     blocks=_JOINT,
+    streams=(Stream("image", r"\.x_block\."), Stream("text", r"\.context_block\.")),
     diffusers=Naming(
         keys=(
             Key(r"transformer_blocks\.0\.norm1_context\.linear\.weight"),
@@ -61,6 +62,7 @@ PIXART = Family(
         Rule("attn", r"blocks\.\d+\.(?:attn|cross_attn)\.proj", heads=16),
     ),
     blocks=(Blocks("", r"blocks\.(\d+)\."),),
+    streams=(Stream("self", r"\.attn\."), Stream("cross", r"\.cross_attn\.")),
     diffusers=Naming(
         keys=(
             Key(r"adaln_single\.linear\.weight"),
@@ -88,6 +90,7 @@ HUNYUANDIT = Family(
         Rule("attn", r"(blocks\.\d+\.attn[12])\.out_proj", like=(r"\1.q_norm.weight",)),
     ),
     blocks=(Blocks("", r"blocks\.(\d+)\."),),
+    streams=(Stream("self", r"\.attn1\."), Stream("cross", r"\.attn2\.")),
     diffusers=Naming(
         keys=(Key(r"blocks\.0\.norm1\.linear\.weight"), Key(r"text_embedding_padding")),
         aliases=same(
@@ -121,6 +124,7 @@ QWEN_IMAGE = Family(
         Rule("attn", r"(transformer_blocks\.\d+)\.attn\.(?:to_out\.0|to_add_out)", like=(r"\1.attn.norm_q.weight",)),
     ),
     blocks=(Blocks("", r"transformer_blocks\.(\d+)\."),),
+    streams=(Stream("image", r"\.img_|\.attn\.to_(?:[qkv]|out)\b"), Stream("text", r"\.txt_|\.attn\.(?:add_|to_add_)")),
     # Both hosts use the same names.
     diffusers=Naming(keys=(), aliases=()),
 )
@@ -135,6 +139,10 @@ AURAFLOW = Family(
         Rule("attn", r"(?:double_layers\.\d+\.attn\.w[12]o|single_layers\.\d+\.attn\.w1o)", heads=12),
     ),
     blocks=(Blocks("DOUBLE", r"double_layers\.(\d+)\."), Blocks("SINGLE", r"single_layers\.(\d+)\.")),
+    streams=(
+        Stream("image", r"^double_layers\.\d+\.(?:mlpX|modX|attn\.w2)"),
+        Stream("text", r"^double_layers\.\d+\.(?:mlpC|modC|attn\.w1)"),
+    ),
     diffusers=Naming(
         keys=(
             Key(r"joint_transformer_blocks\.0\.norm1_context\.linear\.weight"),
@@ -169,6 +177,7 @@ WAN = Family(
         Rule("attn", r"blocks\.\d+\.(?:self|cross)_attn\.o", width=128),
     ),
     blocks=(Blocks("", r"blocks\.(\d+)\."),),
+    streams=(Stream("self", r"\.self_attn\."), Stream("cross", r"\.cross_attn\.")),
     diffusers=Naming(
         keys=(
             Key(r"condition_embedder\.time_proj\.weight"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..archs import Blocks, Family, Key, Naming, Rule, same
+from ..archs import Blocks, Family, Key, Naming, Rule, Stream, same
 
 _FLUX_BLOCKS = (Blocks("DOUBLE", r"double_blocks\.(\d+)\."), Blocks("SINGLE", r"single_blocks\.(\d+)\."))
+_FLUX_STREAMS = (Stream("image", r"^double_blocks\.\d+\.img_"), Stream("text", r"^double_blocks\.\d+\.txt_"))
 _FLUX_HEAD = (r"\1.\2_attn.norm.query_norm.scale", r"\1.\2_attn.norm.query_norm.weight")
 _FLUX_SINGLE_HEAD = (r"\1.norm.query_norm.scale", r"\1.norm.query_norm.weight")
 _FLUX_SINGLE = r"(single_blocks\.\d+)\."
@@ -53,6 +54,7 @@ FLUX = Family(
         Rule("norm", r"single_blocks\.\d+\.modulation\.lin", axis="out"),
     ),
     blocks=_FLUX_BLOCKS,
+    streams=_FLUX_STREAMS,
     diffusers=Naming(
         keys=(
             Key(r"transformer_blocks\.0\.norm1_context\.linear\.weight"),
@@ -80,6 +82,7 @@ FLUX2 = Family(
     keys=(_FLUX_IN, Key(r"double_stream_modulation_img\.lin\.weight"), Key(r"single_stream_modulation\.lin\.weight")),
     rules=(*_FLUX_RULES, *_FLUX_CONSUMERS),
     blocks=_FLUX_BLOCKS,
+    streams=_FLUX_STREAMS,
     diffusers=Naming(
         keys=(
             Key(r"double_stream_modulation_img\.linear\.weight"),
@@ -106,6 +109,7 @@ CHROMA = Family(
     without=_NOT_FLUX,
     rules=(*_FLUX_RULES, *_FLUX_CONSUMERS),
     blocks=_FLUX_BLOCKS,
+    streams=_FLUX_STREAMS,
     diffusers=Naming(
         keys=(
             Key(r"distilled_guidance_layer\.in_proj\.weight"),

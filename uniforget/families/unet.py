@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..archs import Alias, Blocks, Family, Key, Naming, Rule
+from ..archs import Alias, Blocks, Family, Key, Naming, Rule, Stream
 
 _UNET_BLOCK = r"(?:input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.transformer_blocks\.\d+\."
 _UNET_BLOCKS = (
@@ -39,6 +39,7 @@ def _unet(name: str, title: str, text: tuple[int, ...], ndim: int, heads: int = 
             Rule("attn", _UNET_BLOCK + r"attn[12]\.to_out\.0", heads=heads, width=width),
         ),
         blocks=_UNET_BLOCKS,
+        streams=(Stream("self", r"\.attn1\."), Stream("cross", r"\.attn2\.")),
         diffusers=Naming(theirs, _UNET_ALIASES, _VIDEO),
     )
 

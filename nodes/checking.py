@@ -1,0 +1,76 @@
+"""What the two checks share: the model after forgetting, conditionings, neutral prompts, and the model's own neutral pictures."""
+
+from weakref import WeakKeyDictionary
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+
+from ..testbed.evaluate import learning_prompts
+from ..uniforget.hosts import comfy as host
+from ..uniforget.hosts.comfy_subspace import apply_subspace
+from ..uniforget.prompts import neutral_prompts
+from ..uniforget.subspace import Subspace
+from .demo import TestbedModel
+
+# The pictures that a model drew itself, by what they were drawn with. Clones share a model, so its patches are a part of that.
+_drawn: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
+MOST_KEPT = 4
+
+
+def forgotten(model, mask, strength):
+    """The model after Apply Memorization Mask; None without a mask."""
+    if mask is None:
+        return None
+    return (apply_subspace if isinstance(mask, Subspace) else host.apply_mask)(model, mask, strength)
+
+
+def neutral(model, count):
+    """The first `count` bundled neutral prompts that fit the model, as varied as so few can be."""
+    prompts = learning_prompts() if isinstance(model.model, TestbedModel) else neutral_prompts()
+    step = max(1, len(prompts) // count) if isinstance(model.model, TestbedModel) else 1
+    return prompts[::step][:count]
+
+
+def encoder(clip):
+    """``encode(text)`` -> ComfyUI conditioning; the same text is encoded once."""
+    kept: dict = {}
+
+    def encode(text):
+        if text not in kept:
+            kept[text] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        return kept[text]
+
+    return encode
+
+
+def drawn(model, vae, encode, prompts, latent, steps, cfg, seed, report):
+    """Pictures (n, height, width, 3) that the model draws for `prompts`, one each, kept for the next run with the same settings.
+
+    Args:
+        report: called after each picture.
+    """
+    options = model.model_options
+    plain = not set(options) - {"transformer_options"} and not options.get("transformer_options") and not model.object_patches
+    key = (str(model.patches_uuid), tuple(prompts), tuple(latent.shape), steps, cfg, seed)
+    kept = _drawn.setdefault(model.model, {})
+    if plain and key in kept:
+        return kept[key]
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    euler, negative, latents = comfy.samplers.sampler_object("euler"), encode(""), []
+    for i, prompt in enumerate(prompts):
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed((seed + i) % 2**64))
+        with torch.random.fork_rng(devices=[]):
+            found = comfy.sample.sample_custom(
+                model, noise, cfg, euler, sigmas, encode(prompt), negative, latent, disable_pbar=True, seed=seed
+            )
+        latents.append(found)
+        report()
+    pictures = vae.decode(torch.cat(latents))
+    pictures = pictures.reshape(-1, *pictures.shape[-3:])[..., :3].float().cpu()
+    if plain:
+        while len(kept) >= MOST_KEPT:
+            kept.pop(next(iter(kept)))
+        kept[key] = pictures
+    return pictures

@@ -1,0 +1,48 @@
+"""Embedded Mask: a mask as text in the workflow itself."""
+
+from comfy_api.latest import io
+
+from ..uniforget import masktext
+from ..uniforget.errors import UniForgetError
+from .inputs import CATEGORY, MaskType, show
+
+
+class EmbeddedMask(io.ComfyNode):
+    """Holds a mask in its own widget; web/embed.js shows what it is instead of the text."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UniForgetEmbeddedMask",
+            display_name="Embedded Mask",
+            category=CATEGORY,
+            description=(
+                "A mask that travels in the workflow: in its JSON file, and in every picture that ComfyUI saves with it. Whoever opens "
+                "them needs no mask file. Right-click Load Memorization Mask and choose 'Embed mask in workflow' to make one."
+            ),
+            inputs=[
+                io.String.Input(
+                    "mask_text",
+                    default="",
+                    multiline=True,
+                    socketless=True,
+                    tooltip="The mask as text. Copy all of it to use it in another workflow, or paste one that you were sent.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            outputs=[MaskType.Output(id="mask", display_name="mask", tooltip="Connect it to Apply Memorization Mask.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, mask_text):
+        try:
+            if mask_text is not None:  # None: another node makes the text, and execute checks it
+                masktext.from_text(mask_text)
+        except UniForgetError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, mask_text):
+        mask = masktext.from_text(mask_text)
+        return io.NodeOutput(mask, ui=show(cls, mask.summary()))

@@ -1,0 +1,37 @@
+"""What an artist types into ComfyUI's node search finds our nodes."""
+
+import pytest
+
+BOX = ".comfy-vue-node-search-container"
+# word -> the node that has to be among those that are found
+FOUND = {
+    "forget": "Learn Memorization Mask",
+    "uniforget": "Apply Memorization Mask",
+    "memorization": "Apply Memorization Mask",
+    "copyright": "Memorization Report (Copyright)",
+    "prune": "Compact Model (Prune)",
+    "unlearn": "Learn Memorization Mask",
+}
+
+
+def search(page, word):
+    """Titles of what the search offers for `word`, best first."""
+    page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    box = page.locator(f"{BOX} input").first
+    box.wait_for()
+    box.fill("")
+    box.press_sequentially(word, delay=20)
+    page.wait_for_timeout(800)
+    found = page.locator(f"{BOX} [role=option]").all_inner_texts()
+    return [text.splitlines()[0].replace("\xa0", " ").strip() for text in found if text.strip()]
+
+
+@pytest.mark.parametrize("word", FOUND)
+def test_a_word_finds_the_node(editor, word):
+    try:
+        found = search(editor.page, word)
+        editor.shot(word)
+        assert FOUND[word] in found[:20], found
+    finally:
+        editor.page.keyboard.press("Escape")
+        editor.page.locator(BOX).wait_for(state="hidden")

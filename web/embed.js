@@ -1,0 +1,135 @@
+// Masks in workflows: Load Memorization Mask's menu embeds one, Embedded Mask shows what it holds and saves it as a file.
+
+import { app } from '../../scripts/app.js'
+import { api } from '../../scripts/api.js'
+import { loadStyle } from './dom.js'
+import { EmbedView } from './embed_view.js'
+import { chain, isNode, keepPointers, say, setValue, widgetOf } from './host.js'
+
+const LOAD = 'UniForgetLoadMask'
+const EMBEDDED = 'UniForgetEmbeddedMask'
+const SMALLEST = [360, 230]
+const BELOW = 60
+
+/** The server's answer as an object; `{error}` whenever there is none. */
+async function ask(path, body) {
+  const post = { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) }
+  try {
+    const answer = await api.fetchApi(path, body ? post : undefined)
+    const found = await answer.json()
+    if (answer.ok && !found.error) return found
+    return { error: String(found.error ?? `ComfyUI answered with ${answer.status}.`) }
+  } catch (error) {
+    return { error: `ComfyUI does not answer (${error.message}).` }
+  }
+}
+
+const linked = (node, name) => (node.inputs ?? []).some((input) => input.widget?.name === name && input.link != null)
+
+/** Moves what the first output of `from` feeds to the first output of `to`. */
+function takeOver(from, to) {
+  const { graph } = from
+  const links = [...(from.outputs[0].links ?? [])].map((id) => graph.getLink?.(id) ?? graph.links[id]).filter(Boolean)
+  for (const { target_id, target_slot } of links) {
+    const target = graph.getNodeById(target_id)
+    if (target) to.connect(0, target, target_slot)
+  }
+}
+
+async function embed(node) {
+  if (linked(node, 'maskName')) {
+    say('error', 'The mask was not embedded', 'Another node chooses the mask. Choose it in the list, and try again.')
+    return
+  }
+  const found = await ask(`/uniforget/mask_text?${new URLSearchParams({ name: widgetOf(node, 'maskName').value })}`)
+  if (found.error) {
+    say('error', 'The mask was not embedded', found.error)
+    return
+  }
+  const { graph } = node
+  if (!graph) return // deleted meanwhile
+  const made = window.LiteGraph.createNode(EMBEDDED)
+  graph.beforeChange?.()
+  graph.add(made)
+  made.pos = [node.pos[0], node.pos[1] + node.size[1] + BELOW]
+  takeOver(node, made)
+  setValue(made, widgetOf(made, 'mask_text'), found.text)
+  graph.afterChange?.()
+  app.canvas?.selectNode?.(made)
+  say('success', 'The mask is in the workflow now', 'The Load node is not needed any more: whoever opens this workflow has the mask.')
+}
+
+async function askName() {
+  const question = { title: 'Save mask as file', message: 'Name, inside models/uniforget/:', defaultValue: 'my_mask' }
+  const dialog = app.extensionManager?.dialog
+  return dialog?.prompt ? dialog.prompt(question) : window.prompt(question.message, question.defaultValue)
+}
+
+async function save(node) {
+  const text = String(widgetOf(node, 'mask_text').value ?? '')
+  if (!text.trim()) {
+    say('error', 'Nothing was saved', 'This node holds no mask yet.')
+    return
+  }
+  const name = (await askName())?.trim()
+  if (!name) return
+  const found = await ask('/uniforget/save_mask', { text, name })
+  if (found.error) say('error', 'Nothing was saved', found.error)
+  else say('success', `Saved as ${found.name}`, 'Press R to see it in Load Memorization Mask.')
+}
+
+function addPanel(node) {
+  const text = widgetOf(node, 'mask_text')
+  // The text itself is for machines: the panel shows what it holds, and a small part of it.
+  text.hidden = true
+  text.options.hidden = true
+  const view = new EmbedView(
+    (value) => ask('/uniforget/inspect_mask', { text: value }),
+    (value) => setValue(node, text, value),
+    () => save(node)
+  )
+  keepPointers(view.root)
+  const widget = node.addDOMWidget('embedded', 'UNIFORGET_EMBEDDED', view.root, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => 150
+  })
+  widget.serialize = false
+  const draw = () => view.show(String(text.value ?? ''))
+  chain(text, 'callback', draw)
+  chain(node, 'onConfigure', draw)
+  draw()
+  node.setSize?.([Math.max(node.size[0], SMALLEST[0]), Math.max(node.size[1], SMALLEST[1])])
+}
+
+const COMMANDS = {
+  [LOAD]: { id: 'UniForget.EmbedMask', label: 'Embed mask in workflow', icon: 'pi pi-paperclip', act: embed },
+  [EMBEDDED]: { id: 'UniForget.SaveEmbeddedMask', label: 'Save mask as file', icon: 'pi pi-save', act: save }
+}
+
+const commandOf = (node) => Object.entries(COMMANDS).find(([kind]) => isNode(node, kind))?.[1]
+
+app.registerExtension({
+  name: 'UniForget.Embed',
+  setup: () => loadStyle('embed.css'),
+  // Nodes 2.0 has no place for extensions in its menu: there they are buttons of the bar over a selected node.
+  commands: Object.entries(COMMANDS).map(([kind, { id, label, icon, act }]) => ({
+    id,
+    label,
+    icon,
+    function: async () => {
+      for (const node of Object.values(app.canvas?.selected_nodes ?? {})) if (isNode(node, kind)) await act(node)
+    }
+  })),
+  getSelectionToolboxCommands: (item) => {
+    const command = commandOf(item)
+    return command ? [command.id] : []
+  },
+  getNodeMenuItems(node) {
+    const command = commandOf(node)
+    return command ? [{ content: command.label, callback: () => command.act(node) }] : []
+  },
+  nodeCreated(node) {
+    if (isNode(node, EMBEDDED)) addPanel(node)
+  }
+})

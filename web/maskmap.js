@@ -1,0 +1,51 @@
+// Puts the map into Mask Map: one DOM widget for the classic and the Nodes 2.0 renderer.
+
+import { app } from '../../scripts/app.js'
+import { readBlocks, writeBlocks } from './blocks.js'
+import { loadStyle } from './dom.js'
+import { chain, isNode, keepPointers, noticeChange, setValue, widgetOf } from './host.js'
+import { clean } from './maskmap_state.js'
+import { MaskMapView } from './maskmap_view.js'
+
+const NODE = 'UniForgetMaskMap'
+const PROPERTY = 'uniforget_map'
+const SMALLEST = [460, 420]
+
+function addMap(node) {
+  let map = null
+  const blocks = widgetOf(node, 'blocks')
+  const view = new MaskMapView((kept, done) => setValue(node, blocks, writeBlocks(kept, map.blocks), done))
+  const draw = () => {
+    const locked = (node.inputs ?? []).some((input) => input.widget?.name === 'blocks' && input.link != null)
+    view.show(map, map && readBlocks(String(blocks.value ?? ''), map.blocks), locked)
+  }
+  const take = (value) => {
+    map = clean(value)
+    draw()
+  }
+  keepPointers(view.root)
+  const widget = node.addDOMWidget('map', 'UNIFORGET_MAP', view.root, { serialize: false, hideOnZoom: false, getMinHeight: () => 200 })
+  widget.serialize = false
+  chain(blocks, 'callback', draw)
+  take(node.properties[PROPERTY])
+  chain(node, 'onConfigure', () => take(node.properties[PROPERTY]))
+  chain(node, 'onConnectionsChange', draw)
+  chain(node, 'onExecuted', (output) => {
+    const found = clean(output?.uniforget_map?.[0])
+    if (!found) return
+    node.properties[PROPERTY] = found
+    take(found)
+    noticeChange()
+  })
+  node.setSize?.([Math.max(node.size[0], SMALLEST[0]), Math.max(node.size[1], SMALLEST[1])])
+}
+
+app.registerExtension({
+  name: 'UniForget.MaskMap',
+  setup: () => loadStyle('maskmap.css'),
+  nodeCreated(node) {
+    if (!isNode(node, NODE)) return
+    node.properties ??= {}
+    addMap(node)
+  }
+})

@@ -1,0 +1,121 @@
+// Puts "open" and "save" below the Report node: its file in a window over the page, for the classic and the Nodes 2.0 renderer.
+
+import { app } from '../../scripts/app.js'
+import { api } from '../../scripts/api.js'
+
+const NODE = 'UniForgetReport'
+const PROPERTY = 'uniforget_report'
+const EMPTY = 'Run the workflow: the report appears here.'
+
+function make(tag, className, text = '') {
+  const element = document.createElement(tag)
+  element.className = className
+  element.textContent = text
+  return element
+}
+
+/** The file that `value` names, or null. Workflows come from anybody: only an .html in ComfyUI's output folder is one. */
+function clean(value) {
+  if (typeof value !== 'object' || value === null) return null
+  const { filename, subfolder } = value
+  if (typeof filename !== 'string' || !/^[^/\\]{1,250}\.html$/i.test(filename)) return null
+  return { filename, subfolder: typeof subfolder === 'string' ? subfolder.slice(0, 1024) : '' }
+}
+
+const address = (file) => api.apiURL(`/view?${new URLSearchParams({ ...file, type: 'output' })}`)
+
+/** ComfyUI hands HTML out as a download only. So it is fetched, and shown where it can neither run scripts nor reach the page. */
+async function open(file, status) {
+  status.textContent = ''
+  let answer
+  try {
+    answer = await fetch(address(file))
+  } catch {
+    answer = { ok: false }
+  }
+  if (!answer.ok) {
+    status.textContent = 'The report is not there any more. Run the workflow again.'
+    return
+  }
+  const dialog = make('dialog', 'uniforget-report-dialog')
+  const frame = make('iframe', '')
+  frame.setAttribute('sandbox', 'allow-downloads')
+  frame.title = file.filename
+  frame.srcdoc = await answer.text() // not by a blob's address: ComfyUI's policy can forbid those in frames
+  const close = make('button', '', 'Close')
+  close.type = 'button'
+  close.addEventListener('click', () => dialog.close())
+  const bar = make('div', 'ufr-bar')
+  const name = make('span', '', file.filename)
+  bar.append(name, save(file), close)
+  dialog.append(bar, frame)
+  // what is typed here is not for the graph behind it
+  for (const type of ['keydown', 'keyup', 'wheel', 'pointerdown']) dialog.addEventListener(type, (event) => event.stopPropagation())
+  dialog.addEventListener('close', () => dialog.remove())
+  document.body.append(dialog)
+  dialog.showModal()
+}
+
+function save(file) {
+  const link = make('a', 'ufr-save', 'Save a copy')
+  link.href = address(file)
+  link.download = file.filename
+  return link
+}
+
+function addReport(node) {
+  const root = make('div', 'uniforget-report')
+  const status = make('div', 'ufr-status')
+  status.setAttribute('role', 'status')
+  const show = (value) => {
+    const file = clean(value)
+    if (!file) {
+      root.replaceChildren(make('div', 'ufr-empty', EMPTY))
+      return
+    }
+    const button = make('button', 'ufr-open', 'Open the report')
+    button.type = 'button'
+    button.addEventListener('click', () => open(file, status))
+    const row = make('div', 'ufr-row')
+    row.append(button, save(file))
+    status.textContent = ''
+    root.replaceChildren(row, make('div', 'ufr-path', `output/${file.subfolder ? `${file.subfolder}/` : ''}${file.filename}`), status)
+  }
+  const widget = node.addDOMWidget('report', 'UNIFORGET_REPORT', root, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => 84
+  })
+  widget.serialize = false
+  const chain = (name, after) => {
+    const before = node[name]
+    node[name] = function (...values) {
+      const result = before?.apply(this, values)
+      after(...values)
+      return result
+    }
+  }
+  show(node.properties[PROPERTY])
+  chain('onConfigure', () => show(node.properties?.[PROPERTY]))
+  chain('onExecuted', (output) => {
+    const file = clean(output?.[PROPERTY]?.[0])
+    if (file) node.properties[PROPERTY] = file
+    show(node.properties[PROPERTY])
+    app.graph?.setDirtyCanvas?.(true, false)
+  })
+}
+
+app.registerExtension({
+  name: 'UniForget.Report',
+  setup() {
+    const link = document.createElement('link')
+    link.rel = 'stylesheet'
+    link.href = new URL('./report.css', import.meta.url).href
+    document.head.append(link)
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE && node.constructor?.comfyClass !== NODE) return
+    node.properties ??= {}
+    addReport(node)
+  }
+})

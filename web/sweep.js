@@ -1,0 +1,112 @@
+// Puts the clickable grid into Strength Sweep: a click sets the strength of the nodes that apply the same mask.
+
+import { app } from '../../scripts/app.js'
+import { loadStyle } from './dom.js'
+import { address, chain, isOne, noticeChange, setWidget, shareWithCanvas } from './host.js'
+import { afterRun, clean, strengthText } from './sweep_state.js'
+import { SweepView } from './sweep_view.js'
+
+const NODE = 'UniForgetSweep'
+const TARGETS = ['UniForgetApply', 'UniForgetPreview']
+const PROPERTY = 'uniforget_sweep'
+const SMALLEST = [460, 620]
+const BYPASSED = 4
+const FARTHEST = 64
+
+/** The input that a node hands on unchanged as its output of a mask, or -1. */
+function passedOn(node, type) {
+  const inputs = node.inputs ?? []
+  if (node.type === 'Reroute') return 0
+  if (isOne(node, ['UniForgetSaveMask'])) return inputs.findIndex((input) => input.name === 'mask')
+  return node.mode === BYPASSED ? inputs.findIndex((input) => input.type === type) : -1
+}
+
+/** Where the mask of a node comes from, as text that is equal for equal sources; null if nothing is connected. */
+function source(node) {
+  let at = node
+  let slot = (at.inputs ?? []).findIndex((input) => input.name === 'mask')
+  const type = at.inputs?.[slot]?.type
+  // a loop, which only a broken workflow has, ends too
+  for (let i = 0; i < FARTHEST; i++) {
+    const link = slot < 0 ? null : at.getInputLink(slot)
+    if (!link) return null
+    const from = at.graph?.getNodeById(link.origin_id)
+    slot = from ? passedOn(from, type) : -1
+    if (slot < 0) return `${link.origin_id} ${link.origin_slot}`
+    at = from
+  }
+  return null
+}
+
+const named = (node) => `${node.title || node.type} (${node.id})`
+
+const not = (message) => ({ done: false, message })
+
+/** Sets `strength` on all nodes that apply the mask of `sweep`: whether on any, and what to tell the user. */
+function useStrength(sweep, strength, kinds) {
+  const mask = source(sweep)
+  if (!mask) return not('Connect a mask to this node first.')
+  const nodes = sweep.graph.nodes ?? sweep.graph._nodes
+  const targets = nodes.filter((node) => isOne(node, TARGETS) && source(node) === mask)
+  if (!targets.length) {
+    return not('No node applies this mask yet: connect the same mask to Apply Memorization Mask or Preview Comparison, then click again.')
+  }
+  const told = []
+  let done = false
+  for (const node of targets) {
+    const widget = (name) => node.widgets?.find((found) => found.name === name)
+    const linked = (name) => (node.inputs ?? []).some((input) => input.name === name && input.link != null)
+    if (linked('strength') || !widget('strength')) {
+      told.push(`${named(node)} takes its strength from another node: set it there.`)
+      continue
+    }
+    setWidget(node, widget('strength'), strength)
+    done = true
+    const others = Object.keys(kinds).filter((name) => linked(name) || widget(name)?.value !== kinds[name])
+    told.push(`Strength ${strengthText(strength)} set in ${named(node)}.${others.length ? ` Its ${others.join(', ')} is not that of the grid.` : ''}`)
+  }
+  return { done, message: told.join(' ') }
+}
+
+function addSweep(node) {
+  const view = new SweepView(address, (index) => {
+    const state = clean(node.properties[PROPERTY])
+    const result = useStrength(node, state.strengths[index % state.strengths.length], state.kinds)
+    if (result.done) {
+      node.properties[PROPERTY] = { ...state, chosen: index }
+      noticeChange()
+    }
+    return result
+  })
+  const show = (state) => {
+    node.properties[PROPERTY] = state
+    view.show(clean(state))
+  }
+  shareWithCanvas(view.root, view.scroll)
+  const widget = node.addDOMWidget('sweep', 'UNIFORGET_SWEEP', view.root, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => 300
+  })
+  widget.serialize = false
+  view.show(clean(node.properties[PROPERTY]))
+  chain(node, 'onConfigure', () => show(clean(node.properties?.[PROPERTY])))
+  chain(node, 'onExecuted', (output) => {
+    const state = afterRun(clean(node.properties?.[PROPERTY]), output)
+    // a run that made no pictures says nothing about those that are shown
+    if (!state.cells.length) return
+    show(state)
+    noticeChange()
+  })
+  node.setSize?.([Math.max(node.size[0], SMALLEST[0]), Math.max(node.size[1], SMALLEST[1])])
+}
+
+app.registerExtension({
+  name: 'UniForget.Sweep',
+  setup: () => loadStyle('sweep.css'),
+  nodeCreated(node) {
+    if (!isOne(node, [NODE])) return
+    node.properties ??= {}
+    addSweep(node)
+  }
+})

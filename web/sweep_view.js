@@ -1,0 +1,137 @@
+// The grid of a sweep as plain DOM. It knows nothing of ComfyUI: pictures come as addresses, clicks go out by callback.
+
+import { element } from './dom.js'
+import { strengthText } from './sweep_state.js'
+
+const CRISP_FROM = 1.5
+const HINT = 'Click a picture to use its strength.'
+const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }
+
+export class SweepView {
+  /**
+   * @param {(picture: {filename: string, subfolder: string, type: string}) => string} address of a picture
+   * @param {(cell: number) => {done: boolean, message: string}} choose called when somebody chooses a cell: whether it is now, and what
+   *   to tell them
+   */
+  constructor(address, choose) {
+    this.address = address
+    this.choose = choose
+    // Nodes 2.0 gives the free height of the node to what is of class widget-expands
+    this.root = element('div', 'uniforget-sweep widget-expands')
+    this.message = element('div', 'ufs-message', this.root, { role: 'status' })
+    this.scroll = element('div', 'ufs-scroll', this.root, { 'data-capture-wheel': 'true' })
+    this.grid = element('div', 'ufs-grid', this.scroll, { role: 'group', 'aria-label': 'Strengths and prompts' })
+    this.note = element('div', 'ufs-note', this.root)
+    this.grid.addEventListener('keydown', (event) => this.key(event))
+    new ResizeObserver(() => this.sharpen()).observe(this.grid)
+  }
+
+  /** Shows a state as sweep_state.js makes it. */
+  show(state) {
+    this.state = state
+    // the same names can hold new pictures after a run
+    this.stamp = Date.now()
+    const { strengths, rows, cells, notes } = state
+    this.root.classList.toggle('ufs-is-empty', !cells.length)
+    this.grid.replaceChildren()
+    this.grid.style.setProperty('--ufs-columns', Math.max(1, strengths.length))
+    this.heads = strengths.map((strength, column) => this.head(strength, column))
+    this.cells = []
+    rows.forEach(({ prompt, seed }, row) => {
+      const title = element('div', 'ufs-row', this.grid, { title: prompt })
+      element('span', 'ufs-prompt', title).textContent = prompt
+      element('span', 'ufs-seed', title).textContent = `seed ${seed}`
+      strengths.forEach((_, column) => this.cells.push(this.cell(row * strengths.length + column)))
+    })
+    this.note.textContent = notes.join(' ')
+    this.tell(cells.length ? HINT : 'Run the workflow: pictures at several strengths appear here.')
+    this.mark()
+  }
+
+  head(strength, column) {
+    const head = element('div', 'ufs-head', this.grid)
+    element('span', 'ufs-strength', head).textContent = strength === 0 ? 'original' : strengthText(strength)
+    const { cells, strengths, rows } = this.state
+    const found = rows.map((_, row) => cells[row * strengths.length + column].similarity).filter((value) => value !== null)
+    if (strength !== 0 && rows.length > 1 && found.length) {
+      element('span', 'ufs-mean', head).textContent = `mean ${(found.reduce((sum, value) => sum + value, 0) / found.length).toFixed(2)}`
+    }
+    return head
+  }
+
+  cell(index) {
+    const { cells, strengths, rows } = this.state
+    const { similarity } = cells[index]
+    const { prompt, seed } = rows[Math.floor(index / strengths.length)]
+    const likeness = similarity === null ? 'not measured' : similarity.toFixed(2)
+    const made = element('button', 'ufs-cell', this.grid, {
+      type: 'button',
+      title: `Use strength ${strengthText(strengths[index % strengths.length])}`,
+      'aria-label': `strength ${strengthText(strengths[index % strengths.length])}, ${prompt}, seed ${seed}, alike ${likeness}`
+    })
+    const frame = element('span', 'ufs-frame', made)
+    const image = element('img', 'ufs-image', frame, { alt: '', draggable: 'false', loading: 'lazy', decoding: 'async' })
+    image.addEventListener('load', () => this.sharpen())
+    image.addEventListener('error', () => this.failed(frame, index))
+    const alike = element('span', 'ufs-alike', made)
+    const bar = element('span', 'ufs-bar', alike)
+    element('span', 'ufs-fill', bar).style.width = `${Math.max(0, similarity ?? 0) * 100}%`
+    element('span', 'ufs-value', alike).textContent = likeness
+    made.addEventListener('click', () => this.pick(index))
+    if (cells[index].filename) image.src = `${this.address(cells[index])}&rand=${this.stamp}`
+    else this.failed(frame, index)
+    return made
+  }
+
+  failed(frame, index) {
+    const { filename, subfolder } = this.state.cells[index] ?? {}
+    frame.replaceChildren()
+    element('span', 'ufs-missing', frame, { title: subfolder ? `${subfolder}/${filename}` : filename }).textContent = 'gone'
+    this.tell('Some pictures are not there any more. Run the workflow to make them again.')
+  }
+
+  pick(index) {
+    const { done, message } = this.choose(index)
+    this.tell(message)
+    if (!done) return
+    this.state.chosen = index
+    this.mark()
+  }
+
+  key(event) {
+    const at = this.cells.indexOf(event.target)
+    const move = KEYS[event.key]
+    if (at < 0 || !move || event.ctrlKey || event.metaKey || event.altKey) return
+    event.preventDefault()
+    event.stopPropagation()
+    const width = this.state.strengths.length
+    const row = Math.floor(at / width) + move[0]
+    const column = (at % width) + move[1]
+    if (row < 0 || column < 0 || row >= this.state.rows.length || column >= width) return
+    this.cells[row * width + column].focus()
+  }
+
+  /** Marks the chosen cell and the strength it stands for. */
+  mark() {
+    const { chosen, strengths } = this.state
+    const column = chosen < 0 ? -1 : chosen % strengths.length
+    this.heads.forEach((head, i) => head.classList.toggle('ufs-chosen', i === column))
+    this.cells.forEach((cell, i) => {
+      cell.setAttribute('aria-pressed', String(i === chosen))
+      cell.classList.toggle('ufs-column', column >= 0 && i % strengths.length === column)
+      // one stop for the tab key; arrows move from there
+      cell.tabIndex = i === Math.max(0, chosen) ? 0 : -1
+    })
+  }
+
+  tell(message) {
+    this.message.textContent = message
+  }
+
+  /** Keeps enlarged small pictures crisp. */
+  sharpen() {
+    for (const image of this.grid.querySelectorAll('.ufs-image')) {
+      image.classList.toggle('ufs-crisp', image.naturalWidth > 0 && image.clientWidth / image.naturalWidth >= CRISP_FROM)
+    }
+  }
+}
