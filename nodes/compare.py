@@ -1,4 +1,4 @@
-"""Compare: the original and the forgotten pictures under one slider, which web/compare.js draws into the node."""
+"""Compare: the original and the forgotten pictures, which web/compare.js lets one compare in the node."""
 
 import random
 import string
@@ -9,11 +9,12 @@ from comfy_api.latest import io, ui
 
 from ..uniforget.errors import SettingError
 from .inputs import CATEGORY
+from .provenance import made_by, source, strength
 from .sidebyside import side_by_side
 
 
 class Compare(io.ComfyNode):
-    """Shows two batches of pictures under a before/after slider."""
+    """Shows two batches of pictures under a before/after slider, and in other ways."""
 
     @classmethod
     def define_schema(cls):
@@ -22,7 +23,8 @@ class Compare(io.ComfyNode):
             display_name="Compare (UniForget)",
             category=CATEGORY,
             description=(
-                "Before and after under one slider: drag it to see what forgetting changed. Works with batches. "
+                "Before and after under one slider: drag it to see what forgetting changed. Or look at them flickering, side by side, or "
+                "at their difference; zoom into both at once. Works with batches. "
                 "The pictures are saved, so that a workflow opened tomorrow still shows them."
             ),
             inputs=[
@@ -45,25 +47,34 @@ class Compare(io.ComfyNode):
                     tooltip="Where to save, inside ComfyUI's output folder. A slash makes a folder.",
                 ),
                 io.String.Input(
-                    "label_original", default="original", optional=True, tooltip="What is written over the left side."
+                    "label_original",
+                    default="original",
+                    optional=True,
+                    tooltip="What is written over the left side. Left as it is, the strength stands there if a mask was applied to it.",
                 ),
                 io.String.Input(
-                    "label_forgotten", default="forgotten", optional=True, tooltip="What is written over the right side."
+                    "label_forgotten",
+                    default="forgotten",
+                    optional=True,
+                    tooltip="What is written over the right side. Left as it is, the strength of Apply Memorization Mask stands there.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],  # as an output node it gets the prompt and the workflow, too
             outputs=[],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, original, forgotten, save, filename_prefix, label_original="original", label_forgotten="forgotten"):
-        labels = (label_original.strip() or "original", label_forgotten.strip() or "forgotten")
         for name, batch in (("original", original), ("forgotten", forgotten)):
             if batch.ndim != 4 or not len(batch):
                 raise SettingError(
                     f"Compare: expected at least one picture in {name!r}; found a tensor of shape {tuple(batch.shape)}. "
                     "Connect an IMAGE output, such as VAE Decode's."
                 )
+        prompt, me = cls.hidden.prompt or {}, cls.hidden.unique_id
+        sides = {name: source(prompt, me, name) for name in ("original", "forgotten")}
+        labels = (label(label_original, "original", prompt, sides), label(label_forgotten, "forgotten", prompt, sides))
         if not save:
             prefix = "uniforget_" + "".join(random.choices(string.ascii_lowercase, k=8))
             folder, level = io.FolderType.temp, 1
@@ -78,7 +89,14 @@ class Compare(io.ComfyNode):
             sheet = side_by_side(pairs(original, forgotten), labels)
             # ComfyUI's helper rounds down: half a level more keeps every level
             shown["comparison"] = keep([torch.from_numpy((np.asarray(sheet, dtype=np.float32) + 0.5) / 255)], "side_by_side")
-        return io.NodeOutput(ui={**shown, "labels": list(labels), "notes": notes(original, forgotten)})
+        settings = [made_by(prompt, nodes) for nodes in sides.values()]
+        return io.NodeOutput(ui={**shown, "labels": list(labels), "notes": notes(original, forgotten), "settings": settings})
+
+
+def label(text, side, prompt, sides):
+    """What stands over a side: the user's own words, else the strength at which it forgot, else the side's name."""
+    own = text.strip()
+    return own if own and own != side else strength(prompt, sides[side]) or side
 
 
 def pairs(original, forgotten):
