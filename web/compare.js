@@ -39,13 +39,11 @@ function noticeChange() {
 
 const isNodes2 = (element) => element.closest('[data-node-id]') !== null
 
-/** Wheel events for the pictures and the filmstrip stay here; the canvas, over which the classic renderer's widgets lie, gets the others. */
+/** Wheel events for the pictures and the filmstrip stay here; the canvas, over which widgets lie, gets the others. */
 function shareWithCanvas(view) {
-  const pass = (event) => {
-    if (isNodes2(view.root)) return
-    event.preventDefault()
-    app.canvas?.canvas?.dispatchEvent(new event.constructor(event.type, event))
-  }
+  const pass = (event) => app.canvas?.canvas?.dispatchEvent(new event.constructor(event.type, event))
+  // else Nodes 2.0 gives all of them to the canvas before they get here
+  view.root.dataset.captureWheel = 'true'
   const used = (event) => {
     if (wheel(view, event)) return true
     if (event.ctrlKey || event.metaKey || !view.thumbs.contains(event.target)) return false
@@ -55,13 +53,25 @@ function shareWithCanvas(view) {
   view.root.addEventListener(
     'wheel',
     (event) => {
-      if (!used(event)) return pass(event)
       event.preventDefault()
       event.stopPropagation()
+      if (!used(event)) pass(event)
     },
     { passive: false }
   )
-  view.root.addEventListener('pointerdown', (event) => event.button === 1 && pass(event))
+  view.root.addEventListener('pointerdown', (event) => {
+    if (event.button !== 1 || isNodes2(view.root)) return
+    event.preventDefault()
+    pass(event)
+  })
+}
+
+/** ComfyUI zooms its canvas by two fingers wherever they are, and listens above all widgets: on the pictures they are ours. */
+function keepFingers() {
+  for (const type of ['touchstart', 'touchmove', 'touchend', 'touchcancel']) {
+    const ours = (event) => event.target.closest?.('.uniforget-compare .ufc-frame') && event.stopPropagation()
+    window.addEventListener(type, ours, { capture: true, passive: true })
+  }
 }
 
 function addCompare(node) {
@@ -98,7 +108,10 @@ function addCompare(node) {
 
 app.registerExtension({
   name: 'UniForget.Compare',
-  setup: () => ['compare.css', 'compare_modes.css'].forEach(loadStyle),
+  setup() {
+    for (const name of ['compare.css', 'compare_modes.css']) loadStyle(name)
+    keepFingers()
+  },
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass) && !NODES.includes(node.constructor?.comfyClass)) return
     node.properties ??= {}

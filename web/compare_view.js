@@ -52,7 +52,7 @@ export class CompareView {
     this.bar = new Bar(this, () => `${title()}\n${settingsText(this.state)}\n`)
     this.strip = element('div', 'ufc-strip', this.root)
     this.previous = this.button('‹', 'Previous pair', () => this.go(-1))
-    this.thumbs = element('div', 'ufc-thumbs', this.strip, { 'data-capture-wheel': 'true', role: 'group', 'aria-label': 'Pairs' })
+    this.thumbs = element('div', 'ufc-thumbs', this.strip, { role: 'group', 'aria-label': 'Pairs' })
     this.next = this.button('›', 'Next pair', () => this.go(1))
     this.count = element('div', 'ufc-count', this.strip)
     this.note = element('div', 'ufc-note', this.root)
