@@ -3,6 +3,7 @@
 import random
 import string
 
+import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
@@ -66,37 +67,69 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def execute(cls, original, forgotten, save, filename_prefix, label_original="original", label_forgotten="forgotten"):
-        for name, batch in (("original", original), ("forgotten", forgotten)):
-            if batch.ndim != 4 or not len(batch):
-                raise SettingError(
-                    f"Compare: expected at least one picture in {name!r}; found a tensor of shape {tuple(batch.shape)}. "
-                    "Connect an IMAGE output, such as VAE Decode's."
-                )
         prompt, me = cls.hidden.prompt or {}, cls.hidden.unique_id
-        sides = {name: source(prompt, me, name) for name in ("original", "forgotten")}
-        labels = (label(label_original, "original", prompt, sides), label(label_forgotten, "forgotten", prompt, sides))
-        if not save:
-            prefix = "uniforget_" + "".join(random.choices(string.ascii_lowercase, k=8))
-            folder, level = io.FolderType.temp, 1
-        else:
-            prefix, folder, level = filename_prefix.strip() or "uniforget/compare", io.FolderType.output, 4
-
-        def keep(images, name):
-            return ui.ImageSaveHelper.save_images(images, f"{prefix}_{name}", folder, cls=cls, compress_level=level)
-
-        shown = {"a_images": keep(original, "original"), "b_images": keep(forgotten, "forgotten")}
-        if save:
-            sheet = side_by_side(pairs(original, forgotten), labels)
-            # ComfyUI's helper rounds down: half a level more keeps every level
-            shown["comparison"] = keep([torch.from_numpy((np.asarray(sheet, dtype=np.float32) + 0.5) / 255)], "side_by_side")
-        settings = [made_by(prompt, nodes) for nodes in sides.values()]
-        return io.NodeOutput(ui={**shown, "labels": list(labels), "notes": notes(original, forgotten), "settings": settings})
+        before, after = (source(prompt, me, name) for name in ("original", "forgotten"))
+        labels = (
+            label_of(label_original, "original", strength(prompt, before)),
+            label_of(label_forgotten, "forgotten", strength(prompt, after)),
+        )
+        keep = keeper(cls, save, filename_prefix.strip() or "uniforget/compare")
+        settings = made_by(prompt, before), made_by(prompt, after)
+        return io.NodeOutput(ui=shown(original, forgotten, labels, keep, save, settings))
 
 
-def label(text, side, prompt, sides):
-    """What stands over a side: the user's own words, else the strength at which it forgot, else the side's name."""
-    own = text.strip()
-    return own if own and own != side else strength(prompt, sides[side]) or side
+def label_of(own, default, known):
+    """What stands over a side: the user's `own` words, else what is `known` of it, else the side's name."""
+    own = own.strip()
+    return own if own and own != default else known or default
+
+
+def shown(original, forgotten, labels, keep, sheet, settings=((), ())):
+    """Keeps both batches as files and says where, as web/compare.js takes it from a node's ``ui``.
+
+    Args:
+        original, forgotten: pictures (n, height, width, channels), floats in [0, 1].
+        keep: from :func:`keeper`.
+        sheet: whether to keep one picture with both sides and their labels, too.
+        settings: how each side was made, as lines to copy; see :func:`nodes.provenance.made_by`.
+
+    Raises:
+        SettingError: a batch has no pictures.
+    """
+    for name, batch in (("original", original), ("forgotten", forgotten)):
+        if batch.ndim != 4 or not len(batch):
+            raise SettingError(
+                f"Compare: expected at least one picture in {name!r}; found a tensor of shape {tuple(batch.shape)}. "
+                "Connect an IMAGE output, such as VAE Decode's."
+            )
+    out = {"a_images": keep(original, "original"), "b_images": keep(forgotten, "forgotten")}
+    if sheet:
+        out["comparison"] = keep([as_image(side_by_side(pairs(original, forgotten), labels))], "side_by_side")
+    made = [list(lines) for lines in settings]
+    return {**out, "labels": list(labels), "notes": notes(original, forgotten), "settings": made}
+
+
+def keeper(node, save, prefix):
+    """``keep(images, name)``: saves pictures as ``prefix_name`` in the output folder, or until ComfyUI restarts, and says where.
+
+    ComfyUI refuses a prefix that leads out of the output folder here already, before anything is drawn.
+    """
+    folder, level = io.FolderType.output, 4
+    if save:
+        folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    else:
+        prefix = "uniforget_" + "".join(random.choices(string.ascii_lowercase, k=8))
+        folder, level = io.FolderType.temp, 1
+
+    def keep(images, name):
+        return ui.ImageSaveHelper.save_images(images, f"{prefix}_{name}", folder, cls=node, compress_level=level)
+
+    return keep
+
+
+def as_image(picture):
+    """A PIL picture as ComfyUI's IMAGE (height, width, 3); half a level more, because ComfyUI rounds down when it saves."""
+    return torch.from_numpy((np.asarray(picture, dtype=np.float32) + 0.5) / 255)
 
 
 def pairs(original, forgotten):

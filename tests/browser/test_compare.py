@@ -214,6 +214,7 @@ def test_missing_files_are_named(editor):
     assert_split(widget, 0.5)
 
 
+WHOLE = {"scale": 1, "x": 0.5, "y": 0.5}
 HOSTILE = [
     "no object",
     {"a": "x", "b": {"length": 3}, "labels": 7, "position": "wide", "index": -4, "notes": {}},
@@ -225,6 +226,11 @@ HOSTILE = [
         "notes": ["<script>window.attacked=1</script>"],
         "position": -5,
         "index": 99,
+        "mode": "constructor",
+        "gain": 1e9,
+        "zoom": {"scale": "3", "x": {}, "y": -1e308},
+        "wheel": "yes",
+        "settings": [["<script>window.attacked=1</script>", {}], {"length": 1e9}],
     },
 ]
 
@@ -241,6 +247,8 @@ def test_a_hostile_workflow_does_no_harm(editor, case):
     assert widget.root.locator("script, b").count() == 0
     assert widget.root.locator("img.ufc-image").count() == 2
     assert 0 <= widget.value <= 100
+    state = editor.state(node)
+    assert (state["mode"], state["gain"], state["zoom"], state["wheel"]) == ("horizontal", 4, WHOLE, False)
     pictures = [url for url in asked if "rand=" in url and "filename=" in url]
     assert all(url.startswith(f"{editor.client.url}/api/view?filename=") for url in pictures)
     editor.run()
