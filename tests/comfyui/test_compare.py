@@ -13,14 +13,8 @@ from nodes.sidebyside import side_by_side
 
 TEXT = "cat emoji top left on light blue"
 SAMPLER = {"seed": 3, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-LEARN = {
-    "preset": "strong",
-    "steps": 1,
-    "batch": 2,
-    "sampling_steps": 2,
-    "objective": "scores",
-    "prompts": "cat emoji on light blue\nphoto of brick texture",
-}
+LEARN = {"preset": "strong", "steps": 1, "batch": 2, "sampling_steps": 2, "objective": "scores", "width": 64, "height": 64}
+LEARN["prompts"] = "cat emoji on light blue\nphoto of brick texture"
 
 
 @pytest.fixture(scope="module")
