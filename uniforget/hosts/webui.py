@@ -353,6 +353,7 @@ def before_ui() -> None:
 
 def register() -> None:
     """Tell the host about everything beside the script itself. It forgets that when it reloads scripts."""
+    add_axes()  # started for the API only, a host makes controls before the callback below
     script_callbacks.on_before_ui(before_ui)
     script_callbacks.on_ui_settings(settings)
     script_callbacks.on_cfg_denoiser(second_model)
