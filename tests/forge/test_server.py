@@ -118,6 +118,19 @@ def test_a_lora_before_it_is_masked(server, data, mask, plain):
     assert both == server.draw(True, MASK)[0][0] != with_lora
 
 
+def test_a_refiner_is_masked_too(server, data, plain, masked):
+    """The same checkpoint under another name: with both masked, or none, the switch changes nothing."""
+    folder = data / "models" / "Stable-diffusion"
+    (folder / "refiner.safetensors").symlink_to(folder / "tiny.safetensors")
+    server.call("refresh-checkpoints", {})
+    refiner = {"refiner_checkpoint": "refiner.safetensors", "refiner_switch_at": 0.5}
+    pictures, [text] = server.draw(**refiner)
+    assert pictures == [plain] and "Refiner switch at: 0.5" in text
+    pictures, [text] = server.draw(True, MASK, **refiner)
+    assert pictures == [masked[0]] and "Refiner switch at: 0.5" in text and "42 of 42" in text
+    assert server.draw()[0] == [plain]
+
+
 def test_axes_of_the_plot(server, plain, masked):
     axes = next(s for s in server.call("script-info") if s["name"] == "x/y/z plot" and not s["is_img2img"])["args"][0]["choices"]
     nothing = [axes.index("Nothing"), "", []]
