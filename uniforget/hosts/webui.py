@@ -152,7 +152,7 @@ class Generation:
         p.sample = guarded
 
 
-class UniForgetScript(scripts.Script):  # type: ignore[misc]
+class UniForgetScript(scripts.Script):
     """The accordion in txt2img and img2img."""
 
     def title(self):

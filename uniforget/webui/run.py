@@ -57,8 +57,10 @@ class Run:
         """
         learned = folder.load(folder.find(masks, request.mask))
         if request.blocks.strip():
-            chosen = select_layers if isinstance(learned, Subspace) else select
-            learned = chosen(learned, blocks=request.blocks)  # type: ignore[operator]
+            if isinstance(learned, Subspace):
+                learned = select_layers(learned, blocks=request.blocks)
+            else:
+                learned = select(learned, blocks=request.blocks)
         return cls(request, learned)
 
     @property
@@ -89,8 +91,7 @@ class Run:
     def warnings(self, landed: Landed) -> list[str]:
         """What a user should know about this mask on this model."""
         out = []
-        does = effective if isinstance(self.learned, Subspace) else factors
-        if not does(self.learned):  # type: ignore[operator]
+        if not (effective(self.learned) if isinstance(self.learned, Subspace) else factors(self.learned)):
             out.append("this mask switches nothing off, so the model is unchanged. Learn one with a stronger preset.")
         base = self.learned.info.base
         if base and landed.base and not same_base(base, landed.base):
