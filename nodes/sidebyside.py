@@ -47,26 +47,28 @@ def side_by_side(pairs: list[tuple[torch.Tensor, torch.Tensor]], labels: tuple[s
     draw = ImageDraw.Draw(sheet)
     for column in range(columns):
         for side, label in enumerate(labels):
-            _write(draw, label, GAP + column * (2 * w + 2 * GAP) + side * (w + GAP // 2), w, bar)
+            left = GAP + column * (2 * w + 2 * GAP) + side * (w + GAP // 2)
+            write_line(draw, label, (left, bar - 7 * bar // BAR), w, 16 * bar / BAR, INK)
     for i, pair in enumerate(pairs):
         top = bar + (i % rows) * (h + GAP)
         for side, image in enumerate(pair):
             left = GAP + (i // rows) * (2 * w + 2 * GAP) + side * (w + GAP // 2)
-            sheet.paste(_fitted(to_pil(image), w, h), (left, top))
+            sheet.paste(fitted(to_pil(image), w, h), (left, top))
     return sheet
 
 
-def _write(draw, text, left, width, bar):
-    """`text` on the bar above a picture, shortened to its width."""
-    font = ImageFont.load_default(16 * bar / BAR)
+def write_line(draw, text, at, width, size, colour):
+    """Writes `text` in one line on the base line `at`, shortened to `width`."""
+    font = ImageFont.load_default(size)
+    text = " ".join(text.split())
     if draw.textlength(text, font) > width:
         while text and draw.textlength(text + "...", font) > width:
             text = text[:-1]
         text += "..."
-    draw.text((left, bar - 7 * bar // BAR), text, fill=INK, font=font, anchor="ls")
+    draw.text(at, text, fill=colour, font=font, anchor="ls")
 
 
-def _fitted(picture, width, height):
+def fitted(picture, width, height):
     """`picture`, whole, in the middle of a frame of that size."""
     scale = min(width / picture.width, height / picture.height)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))

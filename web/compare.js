@@ -1,11 +1,11 @@
 // Puts the comparison into our nodes that make two sides of pictures: one DOM widget for the classic and the Nodes 2.0 renderer.
 
 import { app } from '../../scripts/app.js'
-import { api } from '../../scripts/api.js'
 import { wheel } from './compare_input.js'
 import { afterRun, clean, pairCount } from './compare_state.js'
 import { CompareView } from './compare_view.js'
 import { loadStyle } from './dom.js'
+import { addPanel, address, chain, isNodes2, isOne, noticeChange } from './host.js'
 
 // A node whose ui has a_images, b_images, labels and, if it likes, notes and settings
 const NODES = ['UniForgetCompare', 'UniForgetPreview']
@@ -13,31 +13,13 @@ const PROPERTY = 'uniforget_compare'
 const SMALLEST = [380, 560]
 const NOTICE_AFTER = 250 // ms
 
-const address = ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
-
-/** Calls `after` when the node's own `name` has been called. */
-function chain(node, name, after) {
-  const before = node[name]
-  node[name] = function (...values) {
-    const result = before?.apply(this, values)
-    after(...values)
-    return result
-  }
-}
-
 let noticing = null
 
-/** Lets ComfyUI notice that the workflow changed, so that a reload of the page finds it as it is now. */
-function noticeChange() {
-  // it reads the whole workflow for that, so not at every step of a wheel or a key held down
+/** `noticeChange` when a wheel or a key held down has come to rest: it reads the whole workflow. */
+function noticeSoon() {
   clearTimeout(noticing)
-  noticing = setTimeout(() => {
-    app.graph?.setDirtyCanvas?.(true, false)
-    app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.()
-  }, NOTICE_AFTER)
+  noticing = setTimeout(noticeChange, NOTICE_AFTER)
 }
-
-const isNodes2 = (element) => element.closest('[data-node-id]') !== null
 
 /** Wheel events for the pictures and the filmstrip stay here; the canvas, over which widgets lie, gets the others. */
 function shareWithCanvas(view) {
@@ -79,7 +61,7 @@ function addCompare(node) {
     address,
     (change, done) => {
       node.properties[PROPERTY] = Object.assign(node.properties[PROPERTY] ?? {}, change)
-      if (done) noticeChange()
+      if (done) noticeSoon()
     },
     () => node.title
   )
@@ -88,12 +70,6 @@ function addCompare(node) {
     view.show(clean(state))
   }
   shareWithCanvas(view)
-  const widget = node.addDOMWidget('compare', 'UNIFORGET_COMPARE', view.root, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => 270
-  })
-  widget.serialize = false
   show(clean(node.properties[PROPERTY]))
   chain(node, 'onConfigure', () => show(clean(node.properties?.[PROPERTY])))
   chain(node, 'onExecuted', (output) => {
@@ -101,9 +77,9 @@ function addCompare(node) {
     // a run that made no pictures says nothing about those that are shown
     if (!pairCount(state.a, state.b)) return
     show(state)
-    noticeChange()
+    noticeSoon()
   })
-  node.setSize?.([Math.max(node.size[0], SMALLEST[0]), Math.max(node.size[1], SMALLEST[1])])
+  addPanel(node, 'compare', view.root, 270, SMALLEST)
 }
 
 app.registerExtension({
@@ -113,7 +89,7 @@ app.registerExtension({
     keepFingers()
   },
   nodeCreated(node) {
-    if (!NODES.includes(node.comfyClass) && !NODES.includes(node.constructor?.comfyClass)) return
+    if (!isOne(node, ...NODES)) return
     node.properties ??= {}
     addCompare(node)
   }
