@@ -18,8 +18,8 @@ LINES = 32
 
 def source(prompt: dict[str, Any], node: str, name: str) -> list[str]:
     """The node that input `name` of `node` is linked to, as a list of none or one."""
-    link = (_inputs(prompt, node)).get(name)
-    return [link[0]] if _is_link(link, prompt) else []
+    linked = _linked(_inputs(prompt, node).get(name), prompt)
+    return [] if linked is None else [linked]
 
 
 def made_by(prompt: dict[str, Any], nodes: Iterable[str]) -> list[str]:
@@ -60,17 +60,20 @@ def upstream(prompt: dict[str, Any], nodes: Iterable[str], leave_out: tuple[str,
     for node in waiting:
         yield node
         for name, value in _inputs(prompt, node).items():
-            if name not in leave_out and _is_link(value, prompt) and value[0] not in seen:
-                seen.add(value[0])
-                waiting.append(value[0])
+            linked = _linked(value, prompt)
+            if linked is not None and name not in leave_out and linked not in seen:
+                seen.add(linked)
+                waiting.append(linked)
 
 
 def _inputs(prompt: dict[str, Any], node: str) -> dict[str, Any]:
     return prompt.get(node, {}).get("inputs", {})
 
 
-def _is_link(value: Any, prompt: dict[str, Any]) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in prompt
+def _linked(value: Any, prompt: dict[str, Any]) -> str | None:
+    """The node that an input's value comes from; None for a value of its own."""
+    link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in prompt
+    return value[0] if link else None
 
 
 def _text(value: str | int | float) -> str:
