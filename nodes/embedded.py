@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..uniforget import masktext
 from ..uniforget.errors import UniForgetError
-from .inputs import CATEGORY, MaskType, show
+from .inputs import CATEGORY, MaskType, search, show
 
 
 class EmbeddedMask(io.ComfyNode):
@@ -31,6 +31,7 @@ class EmbeddedMask(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[MaskType.Output(id="mask", display_name="mask", tooltip="Connect it to Apply Memorization Mask.")],
+            **search("forget", "unlearn", "share", "inline"),
         )
 
     @classmethod

@@ -8,7 +8,7 @@ from ..uniforget import config
 from ..uniforget.combine import select, select_layers
 from ..uniforget.maskmap import map_data, named_blocks
 from ..uniforget.subspace import Subspace
-from .inputs import CATEGORY, MaskType, to_input
+from .inputs import CATEGORY, MaskType, search, to_input
 from .mappicture import mask_picture
 
 
@@ -43,6 +43,7 @@ class MaskMapNode(io.ComfyNode):
                 io.Image.Output(id="picture", display_name="picture", tooltip="The map as a picture, to save or to send."),
             ],
             is_output_node=True,
+            **search("forget", "heatmap", "blocks", "prune", "pruning"),
         )
 
     @classmethod

@@ -13,7 +13,7 @@ from ..uniforget.errors import SettingError
 from ..uniforget.hosts.comfy_predict import predicting
 from .checkbars import bars
 from .checking import drawn, encoder, forgotten, neutral
-from .inputs import CATEGORY, MaskType, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 from .learn import empty_latent
 
 MOST_PICTURES = 64
@@ -26,7 +26,7 @@ class PictureCheck(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="UniForgetPictureCheck",
-            display_name="Own-Picture Check",
+            display_name="Own-Picture Check (Copyright)",
             category=CATEGORY,
             description=(
                 "Does it still know my picture? Noises the picture, lets the model restore it, and compares how well that goes with moved and "
@@ -48,6 +48,7 @@ class PictureCheck(io.ComfyNode):
                 io.String.Output(id="csv", display_name="csv", tooltip="The figures as a table: one line per picture and model."),
             ],
             is_output_node=True,
+            **search("copyright", "memorization", "my picture", "training data", "membership"),
         )
 
     @classmethod

@@ -6,7 +6,7 @@ from ..uniforget import config
 from ..uniforget.hosts.comfy_sampling import Bar, sample, sample_original
 from .apply import forget, remarks
 from .compare import keeper, shown
-from .inputs import CATEGORY, MaskType, to_input
+from .inputs import CATEGORY, MaskType, search, to_input
 from .sampling import NAMES, decode, drawing, nothing, sampler_inputs, strengths
 
 
@@ -59,6 +59,7 @@ class PreviewComparison(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
+            **search("forget", "unlearn", "copyright", "before after", "compare"),
         )
 
     @classmethod

@@ -14,7 +14,7 @@ from ..uniforget.errors import SettingError
 from ..uniforget.hosts.comfy_predict import predicting
 from ..uniforget.prompts import parse_prompts
 from .checking import encoder, forgotten, neutral
-from .inputs import CATEGORY, MaskType, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 from .learn import empty_latent
 
 MOST_PROMPTS = 500
@@ -46,6 +46,7 @@ class PromptCheck(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[io.String.Output(id="csv", display_name="csv", tooltip="The table: one line per prompt.")],
             is_output_node=True,
+            **search("copyright", "memorization", "memorized prompts"),
         )
 
     @classmethod

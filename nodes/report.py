@@ -21,10 +21,12 @@ from ..uniforget.subspace import Subspace
 from .compare import notes, pairs
 from .demo import BUNDLED, DemoModel
 from .inputs import CATEGORY, MaskType, search, show
+from .mappicture import mask_picture
 from .maskio import check_name, target_path
 from .sidebyside import to_pil
 
 EXTENSION = ".html"
+MAP_WIDTH = 1600
 # Loaders of stock ComfyUI (and our own): which of their inputs names a file, in which of ComfyUI's folders.
 LOADERS = {
     "CheckpointLoaderSimple": ("ckpt_name", "checkpoints"),
@@ -148,6 +150,7 @@ class Report(io.ComfyNode):
             pairs=embedded(original, forgotten),
             texts=[(heading, text) for heading, text in texts if text],
             shares=mask.sparsity(),
+            picture_of_mask=report.embed(mask_picture(mask, "light"), MAP_WIDTH),
             model=rows,
             mask=report.mask_rows(mask, "" if isinstance(mask, Subspace) else hashlib.sha256(maskfile.dumps(mask)).hexdigest()),
             versions=versions(),

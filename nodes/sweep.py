@@ -12,7 +12,7 @@ from ..uniforget.sweep import plan
 from .apply import forget, remarks
 from .compare import as_image, keeper
 from .gridsheet import grid_sheet
-from .inputs import CATEGORY, MaskType, to_input
+from .inputs import CATEGORY, MaskType, search, to_input
 from .sampling import decode, drawing, sampler_inputs
 
 KINDS = [param for name, param in config.APPLY.items() if name != "strength"]
@@ -66,6 +66,7 @@ class StrengthSweep(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
+            **search("forget", "unlearn", "grid", "xy plot", "strengths"),
         )
 
     @classmethod

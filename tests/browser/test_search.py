@@ -8,7 +8,8 @@ FOUND = {
     "forget": "Learn Memorization Mask",
     "uniforget": "Apply Memorization Mask",
     "memorization": "Apply Memorization Mask",
-    "copyright": "Memorization Report (Copyright)",
+    "copyright": "Own-Picture Check (Copyright)",
+    "report": "Memorization Report (Copyright)",
     "prune": "Compact Model (Prune)",
     "unlearn": "Learn Memorization Mask",
 }

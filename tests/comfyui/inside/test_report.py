@@ -64,7 +64,7 @@ def test_it_says_what_was_done(demo, output, monkeypatch):
     assert shown["uniforget_report"] == [{"filename": "report_00001.html", "subfolder": "uniforget", "type": "output"}]
     assert "at strength 0.8" in text  # what the model says, not what the workflow says
     assert mask.digest() in text and node.file_hash(tb.WEIGHTS) in text
-    assert text.count("data:image/png;base64,") == 4
+    assert text.count("data:image/png;base64,") == 5  # and the map
     assert html.escape("Forget <b> (UniForgetApply)") in text and "<b>(" not in text
     [coded] = re.findall(r'href="data:application/json;base64,([^"]+)"', text)
     import base64
