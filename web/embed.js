@@ -83,6 +83,8 @@ function addPanel(node) {
   // The text itself is for machines: the panel shows what it holds, and a small part of it.
   text.hidden = true
   text.options.hidden = true
+  // The classic renderer lays out hidden widgets as well.
+  text.computeLayoutSize = () => ({ minHeight: 0, maxHeight: 0, minWidth: 0 })
   const view = new EmbedView(
     async (value) => {
       const found = await ask('/uniforget/inspect_mask', { text: value })

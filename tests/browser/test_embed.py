@@ -123,7 +123,12 @@ def test_the_panel_hides_the_long_text_and_shows_what_it_is(editor):
     )
     assert panel.area.input_value() == masktext.to_text(mask)
     assert panel.area.bounding_box()["height"] < 150
-    # the node's own widget, which would show all of it, is not there
+    # the node's own widget, which would show all of it, is not there, and leaves no room free
+    place = (
+        "(() => { const n = app.graph.getNodeById(1); return app.canvas.ds.convertOffsetToCanvas([n.pos[0], n.pos[1]])[1] })()"
+    )
+    top = editor.page.evaluate(place) + editor.page.evaluate("app.canvas.canvas.getBoundingClientRect().top")
+    assert panel.root.bounding_box()["y"] - top < 60
     assert editor.page.locator("textarea:visible").count() == 1
     editor.shot("dark")
     setting = "(theme) => app.extensionManager.setting.set('Comfy.ColorPalette', theme)"
