@@ -37,11 +37,11 @@ function takeOver(from, to) {
 }
 
 async function embed(node) {
-  if (linked(node, 'maskName')) {
+  if (linked(node, 'mask_name')) {
     say('error', 'The mask was not embedded', 'Another node chooses the mask. Choose it in the list, and try again.')
     return
   }
-  const found = await ask(`/uniforget/mask_text?${new URLSearchParams({ name: widgetOf(node, 'maskName').value })}`)
+  const found = await ask(`/uniforget/mask_text?${new URLSearchParams({ name: widgetOf(node, 'mask_name').value })}`)
   if (found.error) {
     say('error', 'The mask was not embedded', found.error)
     return
@@ -83,8 +83,13 @@ function addEmbedded(node) {
   // The text itself is for machines: the panel shows what it holds, and a small part of it.
   text.hidden = true
   text.options.hidden = true
+  // The classic renderer lays out hidden widgets as well.
+  text.computeLayoutSize = () => ({ minHeight: 0, maxHeight: 0, minWidth: 0 })
   const view = new EmbedView(
-    (value) => ask('/uniforget/inspect_mask', { text: value }),
+    async (value) => {
+      const found = await ask('/uniforget/inspect_mask', { text: value })
+      return found.summary ?? found
+    },
     (value) => setWidget(node, text, value),
     () => save(node)
   )
