@@ -37,12 +37,12 @@ def latents(pictures):
 
 def test_copies_are_the_picture_mirrored_and_moved_by_a_twentieth():
     image = torch.arange(40.0).view(1, 1, 40, 1) + 100 * torch.arange(20.0).view(1, 20, 1, 1)
-    same, mirrored, lower, further = picture.with_copies(image)
+    same, mirrored, left, right = picture.with_copies(image)
     assert torch.equal(same, image)
     assert mirrored[0, 0, :3, 0].tolist() == [39, 38, 37]
-    assert lower[0, :3, 0, 0].tolist() == [100, 0, 100], "one pixel down, the edge is a mirror image"
-    assert further[0, 0, :3, 0].tolist() == [2, 3, 4] and further[0, 0, -3:, 0].tolist() == [39, 38, 37]
-    assert {t.shape for t in (same, mirrored, lower, further)} == {(1, 20, 40, 1)}
+    assert left[0, 0, :3, 0].tolist() == [2, 3, 4] and left[0, 0, -3:, 0].tolist() == [39, 38, 37], "edges are mirror images"
+    assert right[0, 0, :4, 0].tolist() == [2, 1, 0, 1] and right[0, 3, -1, 0] == 337
+    assert {t.shape for t in (same, mirrored, left, right)} == {(1, 20, 40, 1)}
 
 
 def test_the_gain_is_the_log_ratio_of_the_errors():
