@@ -1,8 +1,10 @@
 """The report node in real ComfyUI: what it finds out by itself, and where it writes."""
 
+import base64
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,10 +40,9 @@ def prompt_of(strength=0.5):
 
 def make(monkeypatch, model, mask, prompt=None, workflow=None, count=2, **values):
     """``(path, text of the file, what the node shows)``"""
-    hidden = SimpleNamespace(unique_id=None, prompt=prompt or {}, extra_pnginfo={"workflow": workflow} if workflow else None)
-    hidden.unique_id = "9" if prompt else None
+    hidden = SimpleNamespace(unique_id="9", prompt=prompt or {}, extra_pnginfo={"workflow": workflow} if workflow else None)
     monkeypatch.setattr(Report, "hidden", hidden, raising=False)
-    monkeypatch.setattr(node, "show", lambda cls, text: node.io and SimpleNamespace(as_dict=lambda: {"text": (text,)}))
+    monkeypatch.setattr(node, "show", lambda cls, text: SimpleNamespace(as_dict=lambda: {"text": (text,)}))
     defaults = {
         "title": "For a client",
         "notes": "",
@@ -67,7 +68,72 @@ def test_it_says_what_was_done(demo, output, monkeypatch):
     assert text.count("data:image/png;base64,") == 5  # and the map
     assert html.escape("Forget <b> (UniForgetApply)") in text and "<b>(" not in text
     [coded] = re.findall(r'href="data:application/json;base64,([^"]+)"', text)
-    import base64
-
     assert json.loads(base64.b64decode(coded)) == workflow
     assert "Careful" not in text
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../b", "/etc/x", "C:\\x", "con", "", ".hidden", "a\x00b", "a/../x"])
+def test_names_cannot_leave_the_output_folder(demo, output, monkeypatch, name):
+    assert "filename_prefix" in Report.validate_inputs(name)
+    with pytest.raises(SettingError, match="filename_prefix"):
+        make(monkeypatch, demo.model, demo.mask(), filename_prefix=name)
+    assert not list(output.rglob("*"))
+
+
+def test_nothing_is_overwritten(demo, output, monkeypatch):
+    (output / "r_00007.HTML").write_text("mine")
+    first, _, _ = make(monkeypatch, demo.model, demo.mask(), filename_prefix="r.html", hash_model=False)
+    second, _, _ = make(monkeypatch, demo.model, demo.mask(), filename_prefix="r", hash_model=False)
+    assert [first.name, second.name] == ["r_00008.html", "r_00009.html"]
+    assert (output / "r_00007.HTML").read_text() == "mine"
+    assert len(list(output.iterdir())) == 3, "a temporary file was left"
+
+
+def test_a_full_disk_leaves_nothing(demo, output, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(node.atomic, "replace", full)
+    with pytest.raises(ReportFileError, match="not saved"):
+        make(monkeypatch, demo.model, demo.mask())
+    assert not list(output.rglob("*.html"))
+
+
+def test_the_strength_is_the_given_one_then_the_models_then_the_workflows(demo, monkeypatch):
+    mask, other = demo.mask(), demo.mask(seed=1)
+    applied = apply_mask(demo.model, mask, 0.8)
+    assert node.strength_of(applied, mask, 0.25, prompt_of(0.5), "9") == ("0.25", "")
+    assert node.strength_of(applied, mask, None, prompt_of(0.5), "9") == ("0.8", "")
+    assert node.strength_of(demo.model, mask, None, prompt_of(0.5), "9") == ("0.5", "")
+    words, caution = node.strength_of(applied, other, None, prompt_of(0.5), "9")
+    assert words == "" and "other masks" in caution
+
+
+def test_another_model_is_a_caution(demo, monkeypatch):
+    mask = demo.mask()
+    foreign = replace(mask, info=replace(mask.info, base=base64.b64encode(bytes(range(48))).decode()))
+    _, text, _ = make(monkeypatch, demo.model, foreign, hash_model=False)
+    assert "learned on another model" in text
+    assert "learned on another model" not in make(monkeypatch, demo.model, mask, hash_model=False)[1]
+
+
+def test_without_the_workflow_no_prompt_is_in_the_file(demo, monkeypatch):
+    prompt = prompt_of()
+    prompt["3"]["inputs"]["text"] = "a secret prompt"
+    _, with_it, _ = make(monkeypatch, demo.model, demo.mask(), prompt, hash_model=False)
+    _, without, _ = make(monkeypatch, demo.model, demo.mask(), prompt, hash_model=False, include_workflow=False)
+    assert "a secret prompt" in with_it
+    assert "a secret prompt" not in without and "application/json" not in without
+
+
+def test_a_checkpoint_that_the_workflow_invents_is_not_read(demo, monkeypatch):
+    prompt = prompt_of()
+    prompt["1"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "../../../etc/passwd"}}
+    _, text, _ = make(monkeypatch, demo.model, demo.mask(), prompt)
+    assert "SHA-256 of the file" not in text
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (8, 8, 3), (1, 0, 8, 3)])
+def test_no_pictures_are_refused(demo, monkeypatch, shape):
+    with pytest.raises(SettingError, match="at least one picture in 'original'"):
+        make(monkeypatch, demo.model, demo.mask(), original=torch.zeros(shape))
