@@ -12,6 +12,7 @@ this model says a baseline: the gains of pictures that the model itself drew fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -107,10 +108,9 @@ def findings(picture_gains: torch.Tensor, baseline_gains: torch.Tensor) -> list[
     return [Finding(*interval(row), usual, most) for row in picture_gains.tolist()]
 
 
-def better(gain: float) -> str:
-    """A gain as the error it saves: ``"52 % better"``, ``"4 % worse"``."""
-    share = 1 - float(torch.tensor(-abs(gain)).exp())
-    return f"{share:.0%} {'better' if gain >= 0 else 'worse'}".replace("%", " %")
+def saved(gain: float) -> float:
+    """A gain as the share of the best copy's error that it saves; below 0 where the copy is restored better."""
+    return math.copysign(1 - math.exp(-abs(gain)), gain)
 
 
 def sentence(before: Finding, after: Finding | None, name: str = "this picture") -> str:
@@ -128,8 +128,8 @@ def sentence(before: Finding, after: Finding | None, name: str = "this picture")
 
 
 def _figures(f: Finding) -> str:
+    gain, low, high, most = (100 * saved(v) for v in (f.gain, f.low, f.high, f.bound))
     return (
-        f"it restores it {better(f.gain)} than mirrored or moved copies of it (95 % interval "
-        f"{better(f.low)} to {better(f.high)}), "
-        f"its own everyday pictures at most {better(f.bound)}"
+        f"it restores it {abs(gain):.0f} % {'better' if gain >= 0 else 'worse'} than mirrored or moved copies of it "
+        f"(95 % interval {low:.0f} to {high:.0f} %), its own everyday pictures at most {most:.0f} %"
     )
