@@ -250,21 +250,3 @@ def full(testbed: str) -> list[Row]:
     ]
     rows += [gates("weak", attack="a"), subspace("weak", attack="a"), gates("strong", objective="trajectory", attack="a")]
     return rows
-    rows += [tried(f"gates on directions, {p}", lambda bed, p=p: beyond.eigen_gates(bed, p), p) for p in ("medium", "strong")]
-    rows += [tried(f"wider prompts, {t:g}", lambda bed, t=t: beyond.wider(bed, t)) for t in (0.015,)]
-    rows += [tried(f"output side, {t:g}", lambda bed, t=t: beyond.output_side(bed, t)) for t in (0.002, 0.01)]
-    rows += [tried(f"shrinkage, {t:g}", lambda bed, t=t: beyond.shrinkage(bed, t)) for t in (0.002, 0.01)]
-    rows += [both("strong", threshold=t, attack="a") for t in (0.004,)]
-    rows += [subspace("custom", threshold=t, attack="a") for t in (0.005, 0.02)]
-    rows += [control(name, seed=seed) for name in ("random", "activation energy", "Fisher") for seed in SEEDS[1:]]
-    rows += [rank_control("random subspace", seed=seed) for seed in SEEDS[1:]]
-    rows += [gates(preset, objective="scores", attack="a") for preset in ("medium", "strong")]
-    rows += [both("strong", attack="lk")]
-    rows += [
-        ablation(kinds)
-        for kinds in (("ffn", "norm"), ("ffn",), ("norm",), ("attn",), ("ffn", "attn"), ("norm", "attn"), ("ffn", "norm", "attn"))
-    ]
-    rows += [ablation(("ffn", "norm"), stream=stream) for stream in ("context_block", "x_block")]
-    rows += [sweep(beta) for beta in (0.1, 0.5, 2.0, 10.0)]
-    rows += [gates("weak", attack="a"), subspace("weak", attack="a"), gates("strong", objective="trajectory", attack="a")]
-    return rows

@@ -34,10 +34,10 @@ def check(install: Install, pytest_arguments: list[str]) -> int:
 
 
 def everything() -> list[list[str]]:
-    """Arguments of each run of pytest: without ComfyUI, with one server for all, and with ComfyUI's modules in the process."""
+    """Arguments of each run of pytest: without ComfyUI, with one server for all, with ComfyUI's modules in the process, with Forge."""
     workers = ["-n", str(min(4, os.cpu_count() or 1))]
     served = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/comfyui/test_*.py"))
-    return [["tests/unit", *workers], [*served, "tests/browser"], ["tests/comfyui/inside", *workers]]
+    return [["tests/unit", *workers], [*served, "tests/browser"], ["tests/comfyui/inside", *workers], ["tests/forge"]]
 
 
 def linters() -> list[tuple[str, list[str], Path]]:

@@ -1,4 +1,4 @@
-"""Compare: the original and the forgotten pictures under one slider, which web/compare.js draws into the node."""
+"""Compare: the original and the forgotten pictures, which web/compare.js lets one compare in the node."""
 
 import random
 import string
@@ -10,11 +10,12 @@ from comfy_api.latest import io, ui
 
 from ..uniforget.errors import SettingError
 from .inputs import CATEGORY, search
+from .provenance import made_by, source, strength
 from .sidebyside import side_by_side
 
 
 class Compare(io.ComfyNode):
-    """Shows two batches of pictures under a before/after slider."""
+    """Shows two batches of pictures under a before/after slider, and in other ways."""
 
     @classmethod
     def define_schema(cls):
@@ -23,7 +24,8 @@ class Compare(io.ComfyNode):
             display_name="Compare (UniForget)",
             category=CATEGORY,
             description=(
-                "Before and after under one slider: drag it to see what forgetting changed. Works with batches. "
+                "Before and after under one slider: drag it to see what forgetting changed. Or look at them flickering, side by side, or "
+                "at their difference; zoom into both at once. Works with batches. "
                 "The pictures are saved, so that a workflow opened tomorrow still shows them."
             ),
             inputs=[
@@ -46,12 +48,19 @@ class Compare(io.ComfyNode):
                     tooltip="Where to save, inside ComfyUI's output folder. A slash makes a folder.",
                 ),
                 io.String.Input(
-                    "label_original", default="original", optional=True, tooltip="What is written over the left side."
+                    "label_original",
+                    default="original",
+                    optional=True,
+                    tooltip="What is written over the left side. Left as it is, the strength stands there if a mask was applied to it.",
                 ),
                 io.String.Input(
-                    "label_forgotten", default="forgotten", optional=True, tooltip="What is written over the right side."
+                    "label_forgotten",
+                    default="forgotten",
+                    optional=True,
+                    tooltip="What is written over the right side. Left as it is, the strength of Apply Memorization Mask stands there.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],  # as an output node it gets the prompt and the workflow, too
             outputs=[],
             is_output_node=True,
             **search("before after", "slider", "a/b", "difference"),
@@ -59,18 +68,31 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def execute(cls, original, forgotten, save, filename_prefix, label_original="original", label_forgotten="forgotten"):
-        labels = (label_original.strip() or "original", label_forgotten.strip() or "forgotten")
+        prompt, me = cls.hidden.prompt or {}, cls.hidden.unique_id
+        before, after = (source(prompt, me, name) for name in ("original", "forgotten"))
+        labels = (
+            label_of(label_original, "original", strength(prompt, before)),
+            label_of(label_forgotten, "forgotten", strength(prompt, after)),
+        )
         keep = keeper(cls, save, filename_prefix.strip() or "uniforget/compare")
-        return io.NodeOutput(ui=shown(original, forgotten, labels, keep, save))
+        settings = made_by(prompt, before), made_by(prompt, after)
+        return io.NodeOutput(ui=shown(original, forgotten, labels, keep, save, settings))
 
 
-def shown(original, forgotten, labels, keep, sheet):
+def label_of(own, default, known):
+    """What stands over a side: the user's `own` words, else what is `known` of it, else the side's name."""
+    own = own.strip()
+    return own if own and own != default else known or default
+
+
+def shown(original, forgotten, labels, keep, sheet, settings=((), ())):
     """Keeps both batches as files and says where, as web/compare.js takes it from a node's ``ui``.
 
     Args:
         original, forgotten: pictures (n, height, width, channels), floats in [0, 1].
         keep: from :func:`keeper`.
         sheet: whether to keep one picture with both sides and their labels, too.
+        settings: how each side was made, as lines to copy; see :func:`nodes.provenance.made_by`.
 
     Raises:
         SettingError: a batch has no pictures.
@@ -84,7 +106,8 @@ def shown(original, forgotten, labels, keep, sheet):
     out = {"a_images": keep(original, "original"), "b_images": keep(forgotten, "forgotten")}
     if sheet:
         out["comparison"] = keep([as_image(side_by_side(pairs(original, forgotten), labels))], "side_by_side")
-    return {**out, "labels": list(labels), "notes": notes(original, forgotten)}
+    made = [list(lines) for lines in settings]
+    return {**out, "labels": list(labels), "notes": notes(original, forgotten), "settings": made}
 
 
 def keeper(node, save, prefix):

@@ -2,9 +2,9 @@
 
 import math
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from .sidebyside import FRAME, INK, LARGEST, PAPER, to_pil
+from .sidebyside import INK, LARGEST, PAPER, fitted, to_pil, write_line
 
 GAP, HEADER, TITLE, FOOT = 12, 34, 28, 24
 SMALL = 192  # smaller pictures are enlarged to about this
@@ -32,35 +32,12 @@ def grid_sheet(columns, rows, pictures, notes):
     draw = ImageDraw.Draw(sheet)
     left = [GAP + c * (w + GAP) for c in range(len(columns))]
     for x, name in zip(left, columns, strict=True):
-        _write(draw, name, (x, HEADER - 10), w, 17, INK)
+        write_line(draw, name, (x, HEADER - 10), w, 17, INK)
     for r, title in enumerate(rows):
         top = HEADER + r * block
-        _write(draw, title, (GAP, top + TITLE - 9), sheet.width - 2 * GAP, 14, DIM)
+        write_line(draw, title, (GAP, top + TITLE - 9), sheet.width - 2 * GAP, 14, DIM)
         for c, x in enumerate(left):
             i = r * len(columns) + c
-            sheet.paste(_framed(to_pil(pictures[i]), w, h), (x, top + TITLE))
-            _write(draw, notes[i], (x, top + TITLE + h + FOOT - 7), w, 14, INK)
+            sheet.paste(fitted(to_pil(pictures[i]), w, h), (x, top + TITLE))
+            write_line(draw, notes[i], (x, top + TITLE + h + FOOT - 7), w, 14, INK)
     return sheet
-
-
-def _write(draw, text, at, width, size, colour):
-    """`text` in one line on the base line `at`, shortened to `width`."""
-    font = ImageFont.load_default(size)
-    text = " ".join(text.split())
-    if draw.textlength(text, font) > width:
-        while text and draw.textlength(text + "...", font) > width:
-            text = text[:-1]
-        text += "..."
-    draw.text(at, text, fill=colour, font=font, anchor="ls")
-
-
-def _framed(picture, width, height):
-    """`picture`, whole, in the middle of a frame of that size."""
-    scale = min(width / picture.width, height / picture.height)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    if size != picture.size:
-        crisp = scale > 1 and scale == int(scale)
-        picture = picture.resize(size, Image.Resampling.NEAREST if crisp else Image.Resampling.LANCZOS)
-    frame = Image.new("RGB", (width, height), FRAME)
-    frame.paste(picture, ((width - size[0]) // 2, (height - size[1]) // 2))
-    return frame

@@ -7,7 +7,6 @@ import comfy.latent_formats
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io
@@ -17,7 +16,7 @@ from ..testbed.evaluate import learning_prompts
 from ..uniforget import __version__, config
 from ..uniforget.errors import SettingError
 from ..uniforget.hosts import comfy as host
-from ..uniforget.learn import Progress, Settings, curve_csv
+from ..uniforget.learn import Settings, curve_csv
 from ..uniforget.learn.overflow import Overflow
 from ..uniforget.maskset import MaskInfo
 from ..uniforget.prompts import neutral_prompts, parse_prompts, prompts_hash
@@ -25,8 +24,7 @@ from ..uniforget.sites import target_kinds
 from .demo import TestbedModel
 from .inputs import CATEGORY, MaskType, search, show, to_input
 from .picture import curve_picture
-
-LOOKING = 100  # steps of the progress bar for watching the untouched model, before learning starts
+from .progress import learning_bar
 
 
 def read_prompts(text, model):
@@ -86,20 +84,7 @@ class LearnMask(io.ComfyNode):
         )
         folder = Path(folder_paths.get_output_directory(), "uniforget")
         positive, negative, latent, sigmas = prepare(model, clip, prompts, values, folder)
-        total = LOOKING + settings.steps
-        bar = comfy.utils.ProgressBar(total)
-        curve: list[Progress] = []
-
-        def report(progress):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if progress.stage == "teacher":
-                bar.update_absolute(LOOKING * progress.step // progress.steps, total)
-                return
-            curve.append(progress)
-            show = progress.step % max(1, settings.steps // 40) == 0
-            preview = ("JPEG", curve_picture(curve, settings.steps), 512) if show else None
-            bar.update_absolute(LOOKING + progress.step, total, preview)
-
+        report, _ = learning_bar(settings.steps)
         chosen = [site for site in sites if site.kind in kinds]
         tell = lambda text: logging.info("UniForget: learning takes %s", text)  # noqa: E731
         result = host.learn_mask(

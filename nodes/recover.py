@@ -6,8 +6,6 @@ from pathlib import Path
 
 import comfy.lora
 import comfy.lora_convert
-import comfy.model_management
-import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
@@ -21,9 +19,9 @@ from ..uniforget.prompts import prompts_hash
 from ..uniforget.sites import match_sites
 from ..uniforget.subspace import match_layers
 from .inputs import CATEGORY, MaskType, search, show, to_input
-from .learn import LOOKING, prepare, read_prompts
+from .learn import prepare, read_prompts
 from .maskio import check_name, target_path
-from .picture import curve_picture
+from .progress import learning_bar
 
 
 def lora_folder():
@@ -89,20 +87,7 @@ class RecoverQuality(io.ComfyNode):
         settings = Settings(**{name: values[name] for name in ("steps", "batch", "cfg", "seed", "memory", "learning_rate")})
         folder = Path(folder_paths.get_output_directory(), "uniforget")
         positive, negative, latent, sigmas = prepare(model, clip, prompts, values, folder)
-        total, curve = LOOKING + settings.steps, []
-        bar = comfy.utils.ProgressBar(total)
-
-        def report(progress):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if progress.stage == "teacher":
-                bar.update_absolute(LOOKING * progress.step // progress.steps, total)
-                return
-            curve.append(progress)
-            often = progress.step % max(1, settings.steps // 40) == 0
-            bar.update_absolute(
-                LOOKING + progress.step, total, ("JPEG", curve_picture(curve, settings.steps), 512) if often else None
-            )
-
+        report, _ = learning_bar(settings.steps)
         about = f"{host.base_fingerprint(model)} {prompts_hash(prompts)}"
 
         def run(found):

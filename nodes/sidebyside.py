@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROWS = 8
 GAP, BAR = 12, 30
+WIDTH_PER_BAR = 20  # labels of large pictures grow with them
 SMALL = 256
 LARGEST = 16_000_000
 PAPER, FRAME, INK = (24, 26, 31), (12, 13, 16), (232, 234, 240)
@@ -41,30 +42,33 @@ def side_by_side(pairs: list[tuple[torch.Tensor, torch.Tensor]], labels: tuple[s
     zoom: float = max(1, SMALL // max(width, height))
     zoom = min(zoom, math.sqrt(LARGEST / (rows * columns * 2 * width * height)))
     w, h = max(1, round(width * zoom)), max(1, round(height * zoom))
-    sheet = Image.new("RGB", (columns * (2 * w + 2 * GAP) + GAP, BAR + rows * (h + GAP)), PAPER)
+    bar = max(BAR, w // WIDTH_PER_BAR)
+    sheet = Image.new("RGB", (columns * (2 * w + 2 * GAP) + GAP, bar + rows * (h + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column in range(columns):
         for side, label in enumerate(labels):
-            _write(draw, label, GAP + column * (2 * w + 2 * GAP) + side * (w + GAP // 2), w)
+            left = GAP + column * (2 * w + 2 * GAP) + side * (w + GAP // 2)
+            write_line(draw, label, (left, bar - 7 * bar // BAR), w, 16 * bar / BAR, INK)
     for i, pair in enumerate(pairs):
-        top = BAR + (i % rows) * (h + GAP)
+        top = bar + (i % rows) * (h + GAP)
         for side, image in enumerate(pair):
             left = GAP + (i // rows) * (2 * w + 2 * GAP) + side * (w + GAP // 2)
-            sheet.paste(_fitted(to_pil(image), w, h), (left, top))
+            sheet.paste(fitted(to_pil(image), w, h), (left, top))
     return sheet
 
 
-def _write(draw, text, left, width):
-    """`text` on the bar above a picture, shortened to its width."""
-    font = ImageFont.load_default(16)
+def write_line(draw, text, at, width, size, colour):
+    """Writes `text` in one line on the base line `at`, shortened to `width`."""
+    font = ImageFont.load_default(size)
+    text = " ".join(text.split())
     if draw.textlength(text, font) > width:
         while text and draw.textlength(text + "...", font) > width:
             text = text[:-1]
         text += "..."
-    draw.text((left, BAR - 7), text, fill=INK, font=font, anchor="ls")
+    draw.text(at, text, fill=colour, font=font, anchor="ls")
 
 
-def _fitted(picture, width, height):
+def fitted(picture, width, height):
     """`picture`, whole, in the middle of a frame of that size."""
     scale = min(width / picture.width, height / picture.height)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))

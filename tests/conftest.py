@@ -13,7 +13,7 @@ from launcher.server import ComfyServer, Install, running
 from launcher.setup import users_install
 
 HERE = Path(__file__).parent
-TIERS = ("unit", "comfyui", "browser")
+TIERS = ("unit", "comfyui", "browser", "forge")
 
 
 def pytest_collection_modifyitems(items):

@@ -45,7 +45,7 @@ def strengths_of(prompt: Mapping[str, Any], node_id: str) -> list[float]:
     found: list[float] = []
     for other in upstream(prompt, node_id):
         value = _inputs(prompt, other).get("strength")
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         if str(prompt[other].get("class_type", "")).startswith("UniForget") and value not in found:
             found.append(float(value))

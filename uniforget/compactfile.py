@@ -43,8 +43,7 @@ def save(
     """
     if target.suffix != ".safetensors":
         raise SettingError(f"{target}: expected a name that ends in .safetensors. Change it.")
-    if target.exists() and (not overwrite or target.resolve() == source.resolve()):
-        raise SettingError(f"{target}: this exists already. Choose another name, or allow overwriting.")
+    safefile.check_target(source, target, overwrite)
     header = safefile.read_header(source)
     if NOTE in header.metadata:
         raise MismatchError(f"{source}: this file is compact already. Make the original compact, with both masks combined.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import SettingError
@@ -402,6 +402,29 @@ MULTIPLE = Param(
     "Widths are rounded up to a multiple of this, because graphics cards like round numbers: 64 is fastest on most, 8 is smallest.",
     "choice",
     choices=("1", "8", "16", "32", "64", "128"),
+)
+
+# What the script for Automatic1111 and Forge asks, in the order of its arguments.
+WEBUI = _table(
+    Param("enabled", False, "Make the model forget what the mask below marks. Off leaves it as it is.", "bool"),
+    Param(
+        "mask",
+        "None",
+        "A mask (or subspace) that was learned for this model. Press the button beside it after adding files to the folder of masks.",
+        "text",
+    ),
+    *APPLY.values(),
+    replace(
+        COMBINE["blocks"],
+        tooltip="Which blocks of the model may change, such as 'IN4-8, MID' (SD1.5, SDXL), 'double 0-7, single 10-20' (FLUX) or '3-9, 12' "
+        "(SD3 and others); 'not MID' leaves one out. Empty means all that the mask has.",
+    ),
+    Param(
+        "compare",
+        False,
+        "Also make each picture with the original model, from the same seed, and put both into the gallery. Takes twice as long.",
+        "bool",
+    ),
 )
 
 # What `learn` takes beside beta, which the preset decides.

@@ -133,8 +133,8 @@ def inspect(path: Path) -> dict[str, Any]:
     """What a file is: a mask, a subspace, a model; returns what ``--json`` prints."""
     if path.is_dir():
         return _model([safefile.read_header(p) for p in denoiser_files(path)[1][0]], path)
-    if _is_model(path):
-        return _model([safefile.read_header(path)], path)
+    if header := _header_of_model(path):
+        return _model([header], path)
     learned = files.load(path)
     names = learned.shared if isinstance(learned, Subspace) else learned.gates
     info = {k: (dict(v) if k == "extra" else list(v) if isinstance(v, tuple) else v) for k, v in vars(learned.info).items()}
@@ -155,12 +155,13 @@ def inspect(path: Path) -> dict[str, Any]:
     return out | {"summary": f"{learned.summary()}\nblocks: {out['blocks']}"}
 
 
-def _is_model(path: Path) -> bool:
-    """Whether a file holds weights; masks and subspaces say in their metadata what they are, and tell best what is wrong with them."""
+def _header_of_model(path: Path) -> safefile.Header | None:
+    """A file's header if it holds weights; masks and subspaces say in their metadata what they are, and tell best what is wrong with them."""
     try:
-        return not {"format_version", subspacefile.MARK} & safefile.read_header(path).metadata.keys()
+        header = safefile.read_header(path)
     except ModelFileError:
-        return False
+        return None
+    return None if {"format_version", subspacefile.MARK} & header.metadata.keys() else header
 
 
 def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:

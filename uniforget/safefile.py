@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from . import atomic
-from .errors import ModelFileError
+from .errors import ModelFileError, SettingError
 
 # What can be computed with; weights of other dtypes are copied.
 DTYPES = {
@@ -355,6 +355,20 @@ def _reshaped(header: Header, shapes: Mapping[str, tuple[int, ...]]) -> Header:
 
 def _bytes(rows: torch.Tensor) -> memoryview:
     return rows.contiguous().view(torch.uint8).numpy().data.cast("B") if rows.numel() else memoryview(b"")
+
+
+def check_target(source: Path, target: Path, overwrite: bool) -> None:
+    """See that `target` may be written.
+
+    Raises:
+        SettingError: it exists already, or is the source.
+    """
+    if not target.exists():
+        return
+    if target.resolve() == source.resolve():
+        raise SettingError(f"{target}: this is the model itself. Choose another name.")
+    if not overwrite:
+        raise SettingError(f"{target}: this exists already. Choose another name, or allow overwriting.")
 
 
 def _room(target: Path, size: int) -> None:

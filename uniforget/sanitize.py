@@ -120,11 +120,7 @@ def sanitize(
         FamilyError, MismatchError: a mask does not belong to this model.
         SettingError: the target exists already, or is the source.
     """
-    if target.exists() and (not overwrite or target.resolve() == source.resolve()):
-        what = "is the model itself" if target.resolve() == source.resolve() else "exists already"
-        raise SettingError(
-            f"{target}: this {what}. Choose another name{'' if what.startswith('is') else ', or allow overwriting'}."
-        )
+    safefile.check_target(source, target, overwrite)
     uses = [use.stored() for use in uses]
     return _folder(source, target, uses, report) if source.is_dir() else _file(source, target, uses, report)
 

@@ -1,94 +1,95 @@
-// Puts the before/after slider into Compare (UniForget): one DOM widget for the classic and the Nodes 2.0 renderer.
+// Puts the comparison into our nodes that make two sides of pictures: one DOM widget for the classic and the Nodes 2.0 renderer.
 
 import { app } from '../../scripts/app.js'
-import { api } from '../../scripts/api.js'
-import { afterRun, clean } from './compare_state.js'
+import { wheel } from './compare_input.js'
+import { afterRun, clean, pairCount } from './compare_state.js'
 import { CompareView } from './compare_view.js'
+import { loadStyle } from './dom.js'
+import { addPanel, address, chain, isNodes2, isOne, noticeChange } from './host.js'
 
+// A node whose ui has a_images, b_images, labels and, if it likes, notes and settings
 const NODES = ['UniForgetCompare', 'UniForgetPreview']
 const PROPERTY = 'uniforget_compare'
-const SMALLEST = [340, 500]
+const SMALLEST = [380, 560]
+const NOTICE_AFTER = 250 // ms
 
-function loadStyle() {
-  const href = new URL('./compare.css', import.meta.url).href
-  if ([...document.styleSheets].some((sheet) => sheet.href === href)) return
-  const link = document.createElement('link')
-  link.rel = 'stylesheet'
-  link.href = href
-  document.head.append(link)
+let noticing = null
+
+/** `noticeChange` when a wheel or a key held down has come to rest: it reads the whole workflow. */
+function noticeSoon() {
+  clearTimeout(noticing)
+  noticing = setTimeout(noticeChange, NOTICE_AFTER)
 }
 
-const address = ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
-
-/** Calls `after` when the node's own `name` has been called. */
-function chain(node, name, after) {
-  const before = node[name]
-  node[name] = function (...values) {
-    const result = before?.apply(this, values)
-    after(...values)
-    return result
+/** Wheel events for the pictures and the filmstrip stay here; the canvas, over which widgets lie, gets the others. */
+function shareWithCanvas(view) {
+  const pass = (event) => app.canvas?.canvas?.dispatchEvent(new event.constructor(event.type, event))
+  // else Nodes 2.0 gives all of them to the canvas before they get here
+  view.root.dataset.captureWheel = 'true'
+  const used = (event) => {
+    if (wheel(view, event)) return true
+    if (event.ctrlKey || event.metaKey || !view.thumbs.contains(event.target)) return false
+    view.thumbs.scrollLeft += event.deltaX || event.deltaY
+    return true
   }
-}
-
-/** Lets ComfyUI notice that the workflow changed, so that a reload of the page finds it as it is now. */
-function noticeChange() {
-  app.graph?.setDirtyCanvas?.(true, false)
-  app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.()
-}
-
-const isNodes2 = (element) => element.closest('[data-node-id]') !== null
-
-/** In the classic renderer the widget lies over the canvas: what it does not use itself must go down to it. */
-function passToCanvas(view) {
-  const pass = (event) => {
-    if (isNodes2(view.root)) return
-    event.preventDefault()
-    app.canvas?.canvas?.dispatchEvent(new event.constructor(event.type, event))
-  }
-  view.root.addEventListener('wheel', (event) => view.thumbs.contains(event.target) || pass(event), { passive: false })
-  view.root.addEventListener('pointerdown', (event) => event.button === 1 && pass(event))
-  view.thumbs.addEventListener(
+  view.root.addEventListener(
     'wheel',
     (event) => {
-      if (event.ctrlKey || event.metaKey) return
       event.preventDefault()
       event.stopPropagation()
-      view.thumbs.scrollLeft += event.deltaX || event.deltaY
+      if (!used(event)) pass(event)
     },
     { passive: false }
   )
+  view.root.addEventListener('pointerdown', (event) => {
+    if (event.button !== 1 || isNodes2(view.root)) return
+    event.preventDefault()
+    pass(event)
+  })
+}
+
+/** ComfyUI zooms its canvas by two fingers wherever they are, and listens above all widgets: on the pictures they are ours. */
+function keepFingers() {
+  for (const type of ['touchstart', 'touchmove', 'touchend', 'touchcancel']) {
+    const ours = (event) => event.target.closest?.('.uniforget-compare .ufc-frame') && event.stopPropagation()
+    window.addEventListener(type, ours, { capture: true, passive: true })
+  }
 }
 
 function addCompare(node) {
-  const view = new CompareView(address, (change, done) => {
-    node.properties[PROPERTY] = { ...clean(node.properties[PROPERTY]), ...change }
-    if (done) noticeChange()
-  })
+  const view = new CompareView(
+    address,
+    (change, done) => {
+      node.properties[PROPERTY] = Object.assign(node.properties[PROPERTY] ?? {}, change)
+      if (done) noticeSoon()
+    },
+    () => node.title
+  )
   const show = (state) => {
     node.properties[PROPERTY] = state
     view.show(clean(state))
   }
-  passToCanvas(view)
-  const widget = node.addDOMWidget('compare', 'UNIFORGET_COMPARE', view.root, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => 240
-  })
-  widget.serialize = false
-  view.show(clean(node.properties?.[PROPERTY]))
+  shareWithCanvas(view)
+  show(clean(node.properties[PROPERTY]))
   chain(node, 'onConfigure', () => show(clean(node.properties?.[PROPERTY])))
   chain(node, 'onExecuted', (output) => {
-    show(afterRun(clean(node.properties?.[PROPERTY]), output))
-    noticeChange()
+    const state = afterRun(clean(node.properties?.[PROPERTY]), output)
+    // a run that made no pictures says nothing about those that are shown
+    if (!pairCount(state.a, state.b)) return
+    show(state)
+    noticeSoon()
   })
-  node.setSize?.([Math.max(node.size[0], SMALLEST[0]), Math.max(node.size[1], SMALLEST[1])])
+  addPanel(node, 'compare', view.root, 270, SMALLEST)
 }
 
 app.registerExtension({
   name: 'UniForget.Compare',
-  setup: loadStyle,
+  setup() {
+    for (const name of ['compare.css', 'compare_modes.css']) loadStyle(name)
+    keepFingers()
+  },
   nodeCreated(node) {
-    if (!NODES.includes(node.comfyClass) && !NODES.includes(node.constructor?.comfyClass)) return
+    if (!isOne(node, ...NODES)) return
     node.properties ??= {}
     addCompare(node)
   }

@@ -1,137 +1,151 @@
-// The before/after slider as plain DOM. It knows nothing of ComfyUI: pictures come as addresses, changes go out by callback.
+// Two pictures, compared in five ways, as plain DOM. It knows nothing of ComfyUI: pictures come as addresses, changes go out by callback.
 
-import { pairAt, pairCount } from './compare_state.js'
+import { Bar } from './compare_bar.js'
+import { Flicker } from './compare_flicker.js'
+import { listenToKeys, listenToPointers } from './compare_input.js'
+import { pairAt, pairCount, settingsText } from './compare_state.js'
+import { WHOLE, panned, transform, zoomedAt } from './compare_zoom.js'
+import { element } from './dom.js'
 
-const STEP = 0.01
-const BIG_STEP = 0.1
 const CRISP_FROM = 2
-
-function element(tag, className, parent, attributes = {}) {
-  const made = document.createElement(tag)
-  made.className = className
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value)
-  parent?.append(made)
-  return made
-}
+const SLIDERS = ['horizontal', 'vertical']
 
 export class CompareView {
   /**
    * @param {(picture: {filename: string, subfolder: string, type: string}) => string} address of a picture
-   * @param {(change: {position?: number, index?: number}, done: boolean) => void} changed called while and after something moves
+   * @param {(change: object, done: boolean) => void} changed gets parts of the state while and after something moves
+   * @param {() => string} title of what the settings are of
    */
-  constructor(address, changed) {
+  constructor(address, changed, title = () => 'Compare') {
     this.address = address
     this.changed = changed
     this.state = null
-    this.build()
-    this.listen()
+    this.urls = ['', '']
+    this.build(title)
+    this.flicker = new Flicker(this.frame)
+    listenToPointers(this)
+    listenToKeys(this)
+    this.keepFromHost()
+    new ResizeObserver(() => this.fit()).observe(this.stage)
   }
 
-  build() {
+  build(title) {
     // Nodes 2.0 gives the free height of the node to what is of class widget-expands
     this.root = element('div', 'uniforget-compare widget-expands')
     this.stage = element('div', 'ufc-stage', this.root)
-    this.frame = element('div', 'ufc-frame', this.stage, {
-      role: 'slider',
-      tabindex: '0',
-      'aria-valuemin': '0',
-      'aria-valuemax': '100',
-      'aria-orientation': 'horizontal'
-    })
-    this.sides = ['a', 'b'].map((side) => {
-      const box = element('div', `ufc-side ufc-${side}`, this.frame)
+    this.frame = element('div', 'ufc-frame', this.stage, { tabindex: '0' })
+    this.pictures = element('div', 'ufc-pictures', this.frame)
+    this.sides = ['a', 'b'].map((side, i) => {
+      const box = element('div', `ufc-side ufc-${side}`, this.pictures)
       const image = element('img', 'ufc-image', box, { alt: '', draggable: 'false' })
       const missing = element('div', 'ufc-missing', box)
       const label = element('div', `ufc-label ufc-label-${side}`, this.frame)
       image.addEventListener('load', () => this.loaded())
-      image.addEventListener('error', () => this.failed(side === 'a' ? 0 : 1))
-      return { image, missing, label, picture: null }
+      image.addEventListener('error', () => this.failed(i))
+      return { box, image, missing, label, picture: null }
     })
     this.line = element('div', 'ufc-line', this.frame)
     element('div', 'ufc-handle', this.line)
     this.empty = element('div', 'ufc-empty', this.stage)
     element('div', 'ufc-empty-icon', this.empty)
     element('div', '', this.empty).textContent = 'Run the workflow: before and after appear here.'
+    this.bar = new Bar(this, () => `${title()}\n${settingsText(this.state)}\n`)
     this.strip = element('div', 'ufc-strip', this.root)
-    this.previous = this.button('ufc-step', '‹', 'Previous pair', () => this.go(-1))
-    this.thumbs = element('div', 'ufc-thumbs', this.strip, { 'data-capture-wheel': 'true', role: 'group', 'aria-label': 'Pairs' })
-    this.next = this.button('ufc-step', '›', 'Next pair', () => this.go(1))
+    this.previous = this.button('‹', 'Previous pair', () => this.go(-1))
+    this.thumbs = element('div', 'ufc-thumbs', this.strip, { role: 'group', 'aria-label': 'Pairs' })
+    this.next = this.button('›', 'Next pair', () => this.go(1))
     this.count = element('div', 'ufc-count', this.strip)
     this.note = element('div', 'ufc-note', this.root)
   }
 
-  button(className, sign, name, action) {
-    const made = element('button', className, this.strip, { type: 'button', 'aria-label': name, title: name })
+  button(sign, name, action) {
+    const made = element('button', 'ufc-step', this.strip, { type: 'button', 'aria-label': name, title: name })
     made.textContent = sign
     made.addEventListener('click', action)
     return made
   }
 
-  listen() {
-    const { frame } = this
-    let dragging = null
-    frame.addEventListener('pointerdown', (event) => {
-      if (event.button !== 0 || dragging !== null) return
-      dragging = event.pointerId
-      frame.setPointerCapture(event.pointerId)
-      frame.focus({ preventScroll: true })
-      event.preventDefault()
-      this.moveTo(event.clientX, false)
-    })
-    frame.addEventListener('pointermove', (event) => {
-      if (event.pointerId === dragging) this.moveTo(event.clientX, false)
-    })
-    const end = (event) => {
-      if (event.pointerId !== dragging) return
-      dragging = null
-      this.changed({ position: this.state.position }, true)
-    }
-    frame.addEventListener('pointerup', end)
-    frame.addEventListener('pointercancel', end)
-    frame.addEventListener('dblclick', () => this.setPosition(0.5, true))
-    frame.addEventListener('keydown', (event) => this.key(event))
-    // The host must neither drag the node nor pan while somebody uses the widget; its own middle button goes through.
+  /** The host must neither drag the node nor pan while somebody uses the widget; its own middle button goes through. */
+  keepFromHost() {
     for (const type of ['pointerdown', 'pointermove', 'pointerup', 'dblclick']) {
       this.root.addEventListener(type, (event) => {
         const hosts = type === 'pointermove' ? !(event.buttons & 1) : event.button !== 0
         if (!hosts) event.stopPropagation()
       })
     }
-    new ResizeObserver(() => this.fit()).observe(this.stage)
   }
 
-  key(event) {
-    const { position } = this.state
-    const step = event.shiftKey ? BIG_STEP : STEP
-    const targets = {
-      ArrowLeft: position - step,
-      ArrowDown: position - step,
-      ArrowRight: position + step,
-      ArrowUp: position + step,
-      PageDown: position - BIG_STEP,
-      PageUp: position + BIG_STEP,
-      Home: 0,
-      End: 1
-    }
-    if (event.ctrlKey || event.metaKey || event.altKey) return
-    if (event.key in targets) this.setPosition(targets[event.key], true)
-    else if (event.key === ',') this.go(-1)
-    else if (event.key === '.') this.go(1)
-    else return
-    event.preventDefault()
-    event.stopPropagation()
+  // --- what input asks for -------------------------------------------------------------------------------------------
+
+  /** Whether dragging from this element moves the slider: from anywhere, but only from the line while zoomed. */
+  slides(target) {
+    return SLIDERS.includes(this.state.mode) && (this.state.zoom.scale === 1 || this.line.contains(target))
   }
 
-  moveTo(clientX, done) {
-    // both ends are in screen pixels, so the canvas' zoom does not matter
-    const box = this.frame.getBoundingClientRect()
-    if (box.width) this.setPosition((clientX - box.left) / box.width, done)
+  /** The screen's rectangle of the picture that is under a point. */
+  paneAt(x, y) {
+    if (this.state.mode !== 'side') return this.frame.getBoundingClientRect()
+    const boxes = this.sides.map(({ box }) => box.getBoundingClientRect())
+    return boxes.find((box) => x >= box.left && x <= box.right && y >= box.top && y <= box.bottom) ?? boxes[0]
+  }
+
+  slideTo({ clientX, clientY }, box) {
+    if (!box.width || !box.height) return
+    const upright = this.state.mode === 'vertical'
+    this.setPosition(upright ? (clientY - box.top) / box.height : (clientX - box.left) / box.width, false)
   }
 
   setPosition(value, done) {
     this.state.position = Math.min(1, Math.max(0, value))
     this.drawPosition()
     this.changed({ position: this.state.position }, done)
+  }
+
+  pan(dx, dy, done) {
+    this.setZoom(panned(this.state.zoom, dx, dy), done)
+  }
+
+  /** Enlarges by `factor` around a place of the frame, in [0, 1]. */
+  zoomBy(factor, x = 0.5, y = 0.5, done = true) {
+    this.setZoom(zoomedAt(this.state.zoom, factor, x, y), done)
+  }
+
+  unzoom() {
+    this.setZoom({ ...WHOLE }, true)
+  }
+
+  setZoom(zoom, done) {
+    this.state.zoom = zoom
+    this.drawZoom()
+    this.changed({ zoom }, done)
+  }
+
+  setMode(mode) {
+    this.state.mode = mode
+    this.drawMode()
+    this.changed({ mode }, true)
+  }
+
+  setGain(gain) {
+    this.state.gain = gain
+    this.drawMode()
+    this.changed({ gain }, true)
+  }
+
+  setWheel(wheel) {
+    this.state.wheel = wheel
+    this.bar.draw(this.state)
+    this.changed({ wheel }, true)
+  }
+
+  /** A finger or the mouse is down: flickering waits, so that one can look. */
+  hold(held) {
+    this.flicker.held = held
+  }
+
+  keep() {
+    const { position, zoom } = this.state
+    this.changed({ position, zoom }, true)
   }
 
   go(by) {
@@ -146,7 +160,9 @@ export class CompareView {
     this.changed({ index }, true)
   }
 
-  /** Shows a state as compare_state.js makes it; this view keeps it and moves its position and index. */
+  // --- what is seen --------------------------------------------------------------------------------------------------
+
+  /** Shows a state as compare_state.js makes it; this view keeps and changes it. */
   show(state) {
     this.state = state
     // the same names can hold new pictures after a run
@@ -157,7 +173,8 @@ export class CompareView {
     this.note.textContent = state.notes.join(' ')
     this.drawStrip(count)
     this.drawPair()
-    this.drawPosition()
+    this.drawMode()
+    this.drawZoom()
   }
 
   url(picture) {
@@ -186,13 +203,11 @@ export class CompareView {
     pairAt(this.state, index).forEach((picture, i) => {
       const side = this.sides[i]
       side.picture = picture
-      side.label.textContent = labels[i]
       side.missing.textContent = picture ? '' : `No ${labels[i]} picture here.`
       side.image.classList.toggle('ufc-gone', !picture)
       if (picture) side.image.src = this.url(picture)
       else side.image.removeAttribute('src')
     })
-    this.frame.setAttribute('aria-label', `Compare ${labels[0]} with ${labels[1]}`)
     this.count.textContent = `${index + 1} / ${count}`
     this.previous.disabled = index === 0
     this.next.disabled = index >= count - 1
@@ -205,19 +220,54 @@ export class CompareView {
     this.fit()
   }
 
+  drawMode() {
+    const { mode, gain, labels } = this.state
+    this.root.dataset.mode = mode
+    this.frame.style.setProperty('--ufc-gain', String(gain))
+    const sliding = SLIDERS.includes(mode)
+    this.frame.setAttribute('role', sliding ? 'slider' : 'group')
+    this.frame.setAttribute('aria-label', `Compare ${labels[0]} with ${labels[1]}`)
+    const values = { 'aria-valuemin': '0', 'aria-valuemax': '100', 'aria-orientation': mode }
+    for (const name of [...Object.keys(values), 'aria-valuenow', 'aria-valuetext']) {
+      if (sliding && name in values) this.frame.setAttribute(name, values[name])
+      else this.frame.removeAttribute(name)
+    }
+    this.sides[0].label.textContent = mode === 'difference' ? `difference × ${gain}` : labels[0]
+    this.sides[1].label.textContent = labels[1]
+    if (mode === 'flicker') this.flicker.start()
+    else this.flicker.stop()
+    this.bar.draw(this.state)
+    this.fit()
+    this.drawPosition()
+  }
+
   drawPosition() {
-    const percent = this.state.position * 100
+    const { position, mode, labels } = this.state
+    const percent = position * 100
     this.frame.style.setProperty('--ufc-position', `${percent}%`)
-    this.frame.setAttribute('aria-valuenow', String(Math.round(percent)))
-    this.frame.setAttribute('aria-valuetext', `${Math.round(percent)}% ${this.state.labels[0]}`)
+    if (SLIDERS.includes(mode)) {
+      this.frame.setAttribute('aria-valuenow', String(Math.round(percent)))
+      this.frame.setAttribute('aria-valuetext', `${Math.round(percent)}% ${labels[0]}`)
+    }
     this.fadeLabels()
+  }
+
+  drawZoom() {
+    const { zoom } = this.state
+    this.frame.style.setProperty('--ufc-view', transform(zoom))
+    this.root.classList.toggle('ufc-is-zoomed', zoom.scale > 1)
+    this.bar.drawZoom(zoom)
+    this.sharpen()
   }
 
   /** Hides a label that the line would cross: half of its ground would be the other side's picture. */
   fadeLabels() {
-    const width = this.frame.clientWidth
-    const room = [width * this.state.position, width * (1 - this.state.position)]
-    this.sides.forEach(({ label }, i) => label.classList.toggle('ufc-faded', room[i] < label.offsetWidth + 10))
+    const { mode, position } = this.state
+    const along = { horizontal: 'width', vertical: 'height' }[mode]
+    this.sides.forEach(({ label }, i) => {
+      const room = (this.size?.[along] ?? 0) * (i ? 1 - position : position)
+      label.classList.toggle('ufc-faded', Boolean(along && this.size) && room < this.size.labels[i][along] + 10)
+    })
   }
 
   loaded() {
@@ -238,19 +288,41 @@ export class CompareView {
     this.fit()
   }
 
-  /** Gives the frame the largest size with the first picture's proportions, and keeps small pictures crisp. */
+  /** Gives the frame the largest size with the first picture's proportions; side by side, or one above the other if that is larger. */
   fit() {
-    const shown = this.sides.map(({ image }) => image).filter((image) => image.naturalWidth && !image.classList.contains('ufc-gone'))
     const room = [this.stage.clientWidth, this.stage.clientHeight]
     if (!this.state || !room[0] || !room[1]) return
+    const shown = this.shown()
     const [w, h] = shown.length ? [shown[0].naturalWidth, shown[0].naturalHeight] : room
-    const scale = Math.min(room[0] / w, room[1] / h)
-    this.frame.style.width = `${Math.floor(w * scale)}px`
-    this.frame.style.height = `${Math.floor(h * scale)}px`
-    for (const image of shown) {
-      const enlarged = Math.min((w * scale) / image.naturalWidth, (h * scale) / image.naturalHeight)
+    const layouts = this.state.mode === 'side' && shown.length ? [[2, 1], [1, 2]] : [[1, 1]]
+    const scales = layouts.map(([across, down]) => Math.min(room[0] / (w * across), room[1] / (h * down)))
+    const best = scales[1] > scales[0] ? 1 : 0
+    const [across, down] = layouts[best]
+    const width = Math.floor(w * scales[best] * across)
+    const height = Math.floor(h * scales[best] * down)
+    this.frame.style.width = `${width}px`
+    this.frame.style.height = `${height}px`
+    this.frame.classList.toggle('ufc-stacked', down > 1)
+    this.frame.classList.toggle('ufc-partial', shown.length < 2)
+    // read once, so that dragging never waits for a layout
+    const labels = this.sides.map(({ label }) => ({ width: label.offsetWidth, height: label.offsetHeight }))
+    this.size = { width, height, pane: [width / across, height / down], labels }
+    this.flicker.resume()
+    this.sharpen()
+    this.fadeLabels()
+  }
+
+  shown() {
+    return this.sides.map(({ image }) => image).filter((image) => image.naturalWidth && !image.classList.contains('ufc-gone'))
+  }
+
+  /** Keeps enlarged pictures crisp, so that one sees their real pixels. */
+  sharpen() {
+    if (!this.size) return
+    const [width, height] = this.size.pane
+    for (const image of this.shown()) {
+      const enlarged = this.state.zoom.scale * Math.min(width / image.naturalWidth, height / image.naturalHeight)
       image.classList.toggle('ufc-crisp', enlarged >= CRISP_FROM)
     }
-    this.fadeLabels()
   }
 }

@@ -4,7 +4,7 @@ import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
 import { loadStyle } from './dom.js'
 import { EmbedView } from './embed_view.js'
-import { chain, isNode, keepPointers, say, setValue, widgetOf } from './host.js'
+import { addPanel, chain, isOne, say, setWidget, shareWithCanvas, widgetOf } from './host.js'
 
 const LOAD = 'UniForgetLoadMask'
 const EMBEDDED = 'UniForgetEmbeddedMask'
@@ -37,11 +37,11 @@ function takeOver(from, to) {
 }
 
 async function embed(node) {
-  if (linked(node, 'maskName')) {
+  if (linked(node, 'mask_name')) {
     say('error', 'The mask was not embedded', 'Another node chooses the mask. Choose it in the list, and try again.')
     return
   }
-  const found = await ask(`/uniforget/mask_text?${new URLSearchParams({ name: widgetOf(node, 'maskName').value })}`)
+  const found = await ask(`/uniforget/mask_text?${new URLSearchParams({ name: widgetOf(node, 'mask_name').value })}`)
   if (found.error) {
     say('error', 'The mask was not embedded', found.error)
     return
@@ -53,7 +53,7 @@ async function embed(node) {
   graph.add(made)
   made.pos = [node.pos[0], node.pos[1] + node.size[1] + BELOW]
   takeOver(node, made)
-  setValue(made, widgetOf(made, 'mask_text'), found.text)
+  setWidget(made, widgetOf(made, 'mask_text'), found.text)
   graph.afterChange?.()
   app.canvas?.selectNode?.(made)
   say('success', 'The mask is in the workflow now', 'The Load node is not needed any more: whoever opens this workflow has the mask.')
@@ -78,28 +78,27 @@ async function save(node) {
   else say('success', `Saved as ${found.name}`, 'Press R to see it in Load Memorization Mask.')
 }
 
-function addPanel(node) {
+function addEmbedded(node) {
   const text = widgetOf(node, 'mask_text')
   // The text itself is for machines: the panel shows what it holds, and a small part of it.
   text.hidden = true
   text.options.hidden = true
+  // The classic renderer lays out hidden widgets as well.
+  text.computeLayoutSize = () => ({ minHeight: 0, maxHeight: 0, minWidth: 0 })
   const view = new EmbedView(
-    (value) => ask('/uniforget/inspect_mask', { text: value }),
-    (value) => setValue(node, text, value),
+    async (value) => {
+      const found = await ask('/uniforget/inspect_mask', { text: value })
+      return found.summary ?? found
+    },
+    (value) => setWidget(node, text, value),
     () => save(node)
   )
-  keepPointers(view.root)
-  const widget = node.addDOMWidget('embedded', 'UNIFORGET_EMBEDDED', view.root, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => 150
-  })
-  widget.serialize = false
+  shareWithCanvas(view.root)
+  addPanel(node, 'embedded', view.root, 150, SMALLEST)
   const draw = () => view.show(String(text.value ?? ''))
   chain(text, 'callback', draw)
   chain(node, 'onConfigure', draw)
   draw()
-  node.setSize?.([Math.max(node.size[0], SMALLEST[0]), Math.max(node.size[1], SMALLEST[1])])
 }
 
 const COMMANDS = {
@@ -107,7 +106,7 @@ const COMMANDS = {
   [EMBEDDED]: { id: 'UniForget.SaveEmbeddedMask', label: 'Save mask as file', icon: 'pi pi-save', act: save }
 }
 
-const commandOf = (node) => Object.entries(COMMANDS).find(([kind]) => isNode(node, kind))?.[1]
+const commandOf = (node) => Object.entries(COMMANDS).find(([kind]) => isOne(node, kind))?.[1]
 
 app.registerExtension({
   name: 'UniForget.Embed',
@@ -118,7 +117,7 @@ app.registerExtension({
     label,
     icon,
     function: async () => {
-      for (const node of Object.values(app.canvas?.selected_nodes ?? {})) if (isNode(node, kind)) await act(node)
+      for (const node of Object.values(app.canvas?.selected_nodes ?? {})) if (isOne(node, kind)) await act(node)
     }
   })),
   getSelectionToolboxCommands: (item) => {
@@ -130,6 +129,6 @@ app.registerExtension({
     return command ? [{ content: command.label, callback: () => command.act(node) }] : []
   },
   nodeCreated(node) {
-    if (isNode(node, EMBEDDED)) addPanel(node)
+    if (isOne(node, EMBEDDED)) addEmbedded(node)
   }
 })

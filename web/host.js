@@ -24,40 +24,30 @@ export function noticeChange() {
 
 export const isNodes2 = (element) => element.closest('[data-node-id]') !== null
 
-/**
- * Pointer events inside `root` stay there, so that nobody drags the node with them; wheels and the middle button go down to the canvas,
- * over which the classic renderer lays widgets. A wheel that scrolls a child of class `ufh-scrolls` stays as well.
- */
-export function keepPointers(root) {
-  const pass = (event) => {
-    if (isNodes2(root)) return
-    event.preventDefault()
-    app.canvas?.canvas?.dispatchEvent(new event.constructor(event.type, event))
-  }
-  root.addEventListener('wheel', (event) => event.target.closest('.ufh-scrolls') || pass(event), { passive: false })
-  root.addEventListener('pointerdown', (event) => event.button === 1 && pass(event))
-  for (const type of ['pointerdown', 'pointermove', 'pointerup', 'dblclick']) {
-    root.addEventListener(type, (event) => {
-      const hosts = type === 'pointermove' ? !(event.buttons & 1) : event.button !== 0
-      if (!hosts) event.stopPropagation()
-    })
-  }
-}
-
 /** The node's own widget called `name`. */
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
 
-/** Sets a widget as a user would; `done`: no more of the same change follows. */
-export function setValue(node, widget, value, done = true) {
+/** Whether a node is one of our classes `kinds`. */
+export const isOne = (node, ...kinds) => kinds.includes(node.comfyClass) || kinds.includes(node.constructor?.comfyClass)
+
+/** Sets a widget as a user would, so that both renderers draw it anew; `done`: no more of the same change follows. */
+export function setWidget(node, widget, value, done = true) {
   widget.value = value
-  widget.callback?.(value, app.canvas, node)
+  widget.callback?.(value, app.canvas, node, app.canvas?.graph_mouse, null)
   if (done) noticeChange()
 }
 
-/** Whether a node is one of our classes `names`. */
-export const isOne = (node, names) => names.includes(node.comfyClass) || names.includes(node.constructor?.comfyClass)
-
-export const isNode = (node, kind) => node.comfyClass === kind || node.constructor?.comfyClass === kind
+/** Puts `root` into a node as a widget of at least `height`, which holds no value of the workflow; the node becomes at least `smallest`. */
+export function addPanel(node, name, root, height, smallest) {
+  const widget = node.addDOMWidget(name, `UNIFORGET_${name.toUpperCase()}`, root, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => height
+  })
+  widget.serialize = false
+  if (smallest) node.setSize?.([Math.max(node.size[0], smallest[0]), Math.max(node.size[1], smallest[1])])
+  return widget
+}
 
 /** A message in the corner of the page; `severity` is "success", "info" or "error". */
 export function say(severity, summary, detail = '') {
@@ -66,10 +56,11 @@ export function say(severity, summary, detail = '') {
   else window.alert([summary, detail].filter(Boolean).join('\n'))
 }
 
-/** Sets a widget as a user would, so that both renderers draw it anew. */
-export function setWidget(node, widget, value) {
-  widget.value = value
-  widget.callback?.(value, app.canvas, node, app.canvas?.graph_mouse, null)
+/** Gives an event to the canvas, over which the classic renderer lays widgets; Nodes 2.0 does that by itself. */
+function pass(root, event) {
+  if (isNodes2(root)) return
+  event.preventDefault()
+  app.canvas?.canvas?.dispatchEvent(new event.constructor(event.type, event))
 }
 
 /** Whether a wheel event would scroll `area`. */
@@ -82,27 +73,23 @@ function scrolls(area, { deltaX, deltaY }) {
 }
 
 /**
- * Neither drags the node nor pans or zooms the view while somebody uses the widget `root`; what the widget and its scrolling
- * `area` do not use goes to the canvas, over which the classic renderer's widgets lie.
+ * Neither drags the node nor pans or zooms the view while somebody uses the widget `root`. What the widget does not use goes to the
+ * canvas: the middle button, and wheels that would not scroll a child of class `ufh-scrolls`.
  */
-export function shareWithCanvas(root, area) {
+export function shareWithCanvas(root) {
   for (const type of ['pointerdown', 'pointermove', 'pointerup', 'dblclick']) {
     root.addEventListener(type, (event) => {
       const hosts = type === 'pointermove' ? !(event.buttons & 1) : event.button !== 0
       if (!hosts) event.stopPropagation()
     })
   }
-  const pass = (event) => {
-    if (isNodes2(root)) return
-    event.preventDefault()
-    app.canvas?.canvas?.dispatchEvent(new event.constructor(event.type, event))
-  }
-  root.addEventListener('pointerdown', (event) => event.button === 1 && pass(event))
+  root.addEventListener('pointerdown', (event) => event.button === 1 && pass(root, event))
   root.addEventListener(
     'wheel',
     (event) => {
-      if (!event.ctrlKey && !event.metaKey && scrolls(area, event)) event.stopPropagation()
-      else pass(event)
+      const area = event.target.closest('.ufh-scrolls')
+      if (area && !event.ctrlKey && !event.metaKey && scrolls(area, event)) event.stopPropagation()
+      else pass(root, event)
     },
     { passive: false }
   )

@@ -3,7 +3,7 @@
 import { app } from '../../scripts/app.js'
 import { readBlocks, writeBlocks } from './blocks.js'
 import { loadStyle } from './dom.js'
-import { chain, isNode, keepPointers, noticeChange, setValue, widgetOf } from './host.js'
+import { addPanel, chain, isOne, noticeChange, setWidget, shareWithCanvas, widgetOf } from './host.js'
 import { clean } from './maskmap_state.js'
 import { MaskMapView } from './maskmap_view.js'
 
@@ -14,7 +14,7 @@ const SMALLEST = [460, 420]
 function addMap(node) {
   let map = null
   const blocks = widgetOf(node, 'blocks')
-  const view = new MaskMapView((kept, done) => setValue(node, blocks, writeBlocks(kept, map.blocks), done))
+  const view = new MaskMapView((kept, done) => setWidget(node, blocks, writeBlocks(kept, map.blocks), done))
   const draw = () => {
     const locked = (node.inputs ?? []).some((input) => input.widget?.name === 'blocks' && input.link != null)
     view.show(map, map && readBlocks(String(blocks.value ?? ''), map.blocks), locked)
@@ -23,9 +23,8 @@ function addMap(node) {
     map = clean(value)
     draw()
   }
-  keepPointers(view.root)
-  const widget = node.addDOMWidget('map', 'UNIFORGET_MAP', view.root, { serialize: false, hideOnZoom: false, getMinHeight: () => 200 })
-  widget.serialize = false
+  shareWithCanvas(view.root)
+  addPanel(node, 'map', view.root, 200, SMALLEST)
   chain(blocks, 'callback', draw)
   take(node.properties[PROPERTY])
   chain(node, 'onConfigure', () => take(node.properties[PROPERTY]))
@@ -37,14 +36,13 @@ function addMap(node) {
     take(found)
     noticeChange()
   })
-  node.setSize?.([Math.max(node.size[0], SMALLEST[0]), Math.max(node.size[1], SMALLEST[1])])
 }
 
 app.registerExtension({
   name: 'UniForget.MaskMap',
   setup: () => loadStyle('maskmap.css'),
   nodeCreated(node) {
-    if (!isNode(node, NODE)) return
+    if (!isOne(node, NODE)) return
     node.properties ??= {}
     addMap(node)
   }

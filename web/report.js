@@ -1,17 +1,17 @@
 // Puts "open" and "save" below the Report node: its file in a window over the page, for the classic and the Nodes 2.0 renderer.
 
 import { app } from '../../scripts/app.js'
-import { api } from '../../scripts/api.js'
+import { element, loadStyle } from './dom.js'
+import { addPanel, address as addressOf, chain, isOne } from './host.js'
 
 const NODE = 'UniForgetReport'
 const PROPERTY = 'uniforget_report'
 const EMPTY = 'Run the workflow: the report appears here.'
 
 function make(tag, className, text = '') {
-  const element = document.createElement(tag)
-  element.className = className
-  element.textContent = text
-  return element
+  const made = element(tag, className)
+  made.textContent = text
+  return made
 }
 
 /** The file that `value` names, or null. Workflows come from anybody: only an .html in ComfyUI's output folder is one. */
@@ -22,7 +22,7 @@ function clean(value) {
   return { filename, subfolder: typeof subfolder === 'string' ? subfolder.slice(0, 1024) : '' }
 }
 
-const address = (file) => api.apiURL(`/view?${new URLSearchParams({ ...file, type: 'output' })}`)
+const address = (file) => addressOf({ ...file, type: 'output' })
 
 /** ComfyUI hands HTML out as a download only. So it is fetched, and shown where it can neither run scripts nor reach the page. */
 async function open(file, status) {
@@ -81,23 +81,10 @@ function addReport(node) {
     status.textContent = ''
     root.replaceChildren(row, make('div', 'ufr-path', `output/${file.subfolder ? `${file.subfolder}/` : ''}${file.filename}`), status)
   }
-  const widget = node.addDOMWidget('report', 'UNIFORGET_REPORT', root, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => 84
-  })
-  widget.serialize = false
-  const chain = (name, after) => {
-    const before = node[name]
-    node[name] = function (...values) {
-      const result = before?.apply(this, values)
-      after(...values)
-      return result
-    }
-  }
+  addPanel(node, 'report', root, 84)
   show(node.properties[PROPERTY])
-  chain('onConfigure', () => show(node.properties?.[PROPERTY]))
-  chain('onExecuted', (output) => {
+  chain(node, 'onConfigure', () => show(node.properties?.[PROPERTY]))
+  chain(node, 'onExecuted', (output) => {
     const file = clean(output?.[PROPERTY]?.[0])
     if (file) node.properties[PROPERTY] = file
     show(node.properties[PROPERTY])
@@ -107,14 +94,9 @@ function addReport(node) {
 
 app.registerExtension({
   name: 'UniForget.Report',
-  setup() {
-    const link = document.createElement('link')
-    link.rel = 'stylesheet'
-    link.href = new URL('./report.css', import.meta.url).href
-    document.head.append(link)
-  },
+  setup: () => loadStyle('report.css'),
   nodeCreated(node) {
-    if (node.comfyClass !== NODE && node.constructor?.comfyClass !== NODE) return
+    if (!isOne(node, NODE)) return
     node.properties ??= {}
     addReport(node)
   }

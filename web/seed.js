@@ -9,7 +9,7 @@ app.registerExtension({
   name: 'UniForget.Seed',
   // a saved workflow brings its own value afterwards
   nodeCreated(node) {
-    if (!isOne(node, NODES)) return
+    if (!isOne(node, ...NODES)) return
     const control = node.widgets?.find((widget) => widget.name === 'control_after_generate')
     if (control) control.value = 'fixed'
   }

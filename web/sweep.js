@@ -2,7 +2,7 @@
 
 import { app } from '../../scripts/app.js'
 import { loadStyle } from './dom.js'
-import { address, chain, isOne, noticeChange, setWidget, shareWithCanvas } from './host.js'
+import { addPanel, address, chain, isOne, noticeChange, setWidget, shareWithCanvas } from './host.js'
 import { afterRun, clean, strengthText } from './sweep_state.js'
 import { SweepView } from './sweep_view.js'
 
@@ -17,7 +17,7 @@ const FARTHEST = 64
 function passedOn(node, type) {
   const inputs = node.inputs ?? []
   if (node.type === 'Reroute') return 0
-  if (isOne(node, ['UniForgetSaveMask'])) return inputs.findIndex((input) => input.name === 'mask')
+  if (isOne(node, 'UniForgetSaveMask')) return inputs.findIndex((input) => input.name === 'mask')
   return node.mode === BYPASSED ? inputs.findIndex((input) => input.type === type) : -1
 }
 
@@ -47,7 +47,7 @@ function useStrength(sweep, strength, kinds) {
   const mask = source(sweep)
   if (!mask) return not('Connect a mask to this node first.')
   const nodes = sweep.graph.nodes ?? sweep.graph._nodes
-  const targets = nodes.filter((node) => isOne(node, TARGETS) && source(node) === mask)
+  const targets = nodes.filter((node) => isOne(node, ...TARGETS) && source(node) === mask)
   if (!targets.length) {
     return not('No node applies this mask yet: connect the same mask to Apply Memorization Mask or Preview Comparison, then click again.')
   }
@@ -60,7 +60,7 @@ function useStrength(sweep, strength, kinds) {
       told.push(`${named(node)} takes its strength from another node: set it there.`)
       continue
     }
-    setWidget(node, widget('strength'), strength)
+    setWidget(node, widget('strength'), strength, false)
     done = true
     const others = Object.keys(kinds).filter((name) => linked(name) || widget(name)?.value !== kinds[name])
     told.push(`Strength ${strengthText(strength)} set in ${named(node)}.${others.length ? ` Its ${others.join(', ')} is not that of the grid.` : ''}`)
@@ -82,13 +82,7 @@ function addSweep(node) {
     node.properties[PROPERTY] = state
     view.show(clean(state))
   }
-  shareWithCanvas(view.root, view.scroll)
-  const widget = node.addDOMWidget('sweep', 'UNIFORGET_SWEEP', view.root, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => 300
-  })
-  widget.serialize = false
+  shareWithCanvas(view.root)
   view.show(clean(node.properties[PROPERTY]))
   chain(node, 'onConfigure', () => show(clean(node.properties?.[PROPERTY])))
   chain(node, 'onExecuted', (output) => {
@@ -98,14 +92,14 @@ function addSweep(node) {
     show(state)
     noticeChange()
   })
-  node.setSize?.([Math.max(node.size[0], SMALLEST[0]), Math.max(node.size[1], SMALLEST[1])])
+  addPanel(node, 'sweep', view.root, 300, SMALLEST)
 }
 
 app.registerExtension({
   name: 'UniForget.Sweep',
   setup: () => loadStyle('sweep.css'),
   nodeCreated(node) {
-    if (!isOne(node, [NODE])) return
+    if (!isOne(node, NODE)) return
     node.properties ??= {}
     addSweep(node)
   }

@@ -152,13 +152,14 @@ class Widget:
             """(id) => {
                 const widget = app.graph.getNodeById(id).widgets.find((w) => w.name === 'compare')
                 widget.element.dataset.testNode = id
-                return Boolean(widget.element.querySelector('[role=slider]'))
+                return Boolean(widget.element.querySelector('.ufc-frame'))
             }""",
             node,
         )
         assert marked, f"node {node} has no compare widget"
         self.root = self.page.locator(f".uniforget-compare[data-test-node='{node}']")
-        self.slider = self.root.locator("[role=slider]")  # by role only a visible one is found
+        self.frame = self.root.locator(".ufc-frame")
+        self.slider = self.root.locator("[role=slider]")  # by role only a visible one is found, and only where there is a line
 
     def wait_shown(self):
         """Waits until both pictures are there and drawn."""
@@ -179,20 +180,56 @@ class Widget:
         return int(self.slider.get_attribute("aria-valuenow"))
 
     def at(self, x, y=0.75):
-        """Screen position of a point of the picture, both in [0, 1]."""
-        box = self.slider.bounding_box()
+        """Screen position of a point of the frame with the pictures, both in [0, 1]."""
+        box = self.frame.bounding_box()
         return box["x"] + box["width"] * x, box["y"] + box["height"] * y
 
     def drag(self, start, end, y=0.6):
         """Drags with the mouse from one place of the picture to another."""
-        self.page.mouse.move(*self.at(start, y))
+        self.drag_to((start, y), (end, y))
+
+    def drag_to(self, start, end):
+        """Drags with the mouse from one (x, y) of the picture to another."""
+        middle = [(a + b) / 2 for a, b in zip(start, end, strict=True)]
+        self.page.mouse.move(*self.at(*start))
         self.page.mouse.down()
-        self.page.mouse.move(*self.at((start + end) / 2, y), steps=4)
-        self.page.mouse.move(*self.at(end, y), steps=4)
+        self.page.mouse.move(*self.at(*middle), steps=4)
+        self.page.mouse.move(*self.at(*end), steps=4)
         self.page.mouse.up()
         self.page.wait_for_timeout(150)
 
+    def touch(self, *moves):
+        """One or two fingers: each move is a list of their places, (x, y); they are lifted at the end."""
+        session = self.page.context.new_cdp_session(self.page)
+        for i, places in enumerate([*moves, []]):
+            kind = "touchEnd" if not places else "touchMove" if i else "touchStart"
+            points = [{"id": n, **dict(zip("xy", self.at(*place), strict=True))} for n, place in enumerate(places)]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        session.detach()
+        self.page.wait_for_timeout(200)
+
+    def press(self, *keys):
+        """Keys, with the focus on the picture."""
+        self.frame.focus()
+        for key in keys:
+            self.page.keyboard.press(key)
+        self.page.wait_for_timeout(150)
+
+    def wheel(self, delta, x=0.5, y=0.6, ctrl=False):
+        """Turns the wheel over a place of the picture."""
+        self.page.mouse.move(*self.at(x, y))
+        if ctrl:
+            self.page.keyboard.down("Control")
+        self.page.mouse.wheel(0, delta)
+        if ctrl:
+            self.page.keyboard.up("Control")
+        self.page.wait_for_timeout(200)
+
     def pixels(self, *xs, label=""):
         """Colours at these places of the picture, from left to right, as (r, g, b)."""
+        return self.colours(*((x, 0.75) for x in xs), label=label)
+
+    def colours(self, *places, label=""):
+        """Colours at these places (x, y) of the picture, as (r, g, b)."""
         image = self.editor.shot(label)
-        return [image.getpixel(tuple(round(v) for v in self.at(x))) for x in xs]
+        return [image.getpixel(tuple(round(v) for v in self.at(*place))) for place in places]

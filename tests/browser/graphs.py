@@ -3,6 +3,11 @@
 BLUE, AMBER, GREEN, RED = (32, 96, 192), (224, 160, 32), (32, 160, 80), (192, 48, 64)
 
 
+def near(found, wanted, tolerance=6):
+    """Whether two colours look the same."""
+    return all(abs(f - w) <= tolerance for f, w in zip(found, wanted, strict=True))
+
+
 def node_ids(workflow):
     return [node["id"] for node in workflow["nodes"]]
 
@@ -40,6 +45,11 @@ class Graph:
             inputs = [("image1", made), ("image2", self.plain(colour))]
             made = self.add("ImageBatch", [], inputs, ["IMAGE"], pos=(320, 220 * len(self.nodes)))
         return made
+
+    def halves(self, left, right):
+        """A picture twice as wide as high, of two colours."""
+        inputs = [("image1", self.plain(left)), ("image2", self.plain(right))]
+        return self.add("ImageStitch", ["right", True, 0, "white"], inputs, ["IMAGE"], pos=(320, 220 * len(self.nodes)))
 
     def compare(self, original, forgotten, pos=(700, 0), size=(420, 560), save=True, labels=("original", "forgotten"), **extra):
         """A Compare node."""

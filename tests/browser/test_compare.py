@@ -3,11 +3,7 @@
 import pytest
 from PIL import Image
 
-from .graphs import AMBER, BLUE, GREEN, RED, Graph, two_colours
-
-
-def near(found, wanted, tolerance=6):
-    return all(abs(f - w) <= tolerance for f, w in zip(found, wanted, strict=True))
+from .graphs import AMBER, BLUE, GREEN, RED, Graph, near, two_colours
 
 
 def assert_split(widget, at, left=BLUE, right=AMBER, label=""):
@@ -62,7 +58,7 @@ def test_the_slider_works_by_keyboard_and_by_touch(editor):
     for key, value in [
         ("ArrowLeft", 49),
         ("Shift+ArrowRight", 59),
-        ("PageDown", 49),
+        ("ArrowDown", 58),
         ("Home", 0),
         ("ArrowRight", 1),
         ("End", 100),
@@ -70,11 +66,7 @@ def test_the_slider_works_by_keyboard_and_by_touch(editor):
         editor.page.keyboard.press(key)
         assert widget.value == value, key
     assert "original" in widget.slider.get_attribute("aria-label")
-    touch = editor.page.context.new_cdp_session(editor.page)
-    for kind, x in [("touchStart", 0.7), ("touchMove", 0.5), ("touchMove", 0.3), ("touchEnd", None)]:
-        points = [] if x is None else [dict(zip("xy", widget.at(x, 0.6), strict=True))]
-        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    editor.page.wait_for_timeout(200)
+    widget.touch([(0.7, 0.6)], [(0.5, 0.6)], [(0.3, 0.6)])
     assert abs(widget.value - 30) <= 1
     assert_split(widget, 0.3)
     assert editor.place(node) == before
@@ -131,9 +123,10 @@ def test_a_batch_is_looked_through_pair_by_pair(editor):
     assert "3 / 3" in widget.root.inner_text()
     assert editor.state(node)["index"] == 2
     widget.slider.focus()
-    editor.page.keyboard.press(",")
-    widget.wait_shown()
-    assert_split(widget, 0.5, GREEN, RED)
+    for key, left, right in [(",", GREEN, RED), ("PageUp", BLUE, AMBER), ("PageDown", GREEN, RED), (".", RED, BLUE)]:
+        editor.page.keyboard.press(key)
+        widget.wait_shown()
+        assert_split(widget, 0.5, left, right)
 
 
 def test_one_original_is_compared_with_each_of_a_batch(editor):
@@ -221,6 +214,7 @@ def test_missing_files_are_named(editor):
     assert_split(widget, 0.5)
 
 
+WHOLE = {"scale": 1, "x": 0.5, "y": 0.5}
 HOSTILE = [
     "no object",
     {"a": "x", "b": {"length": 3}, "labels": 7, "position": "wide", "index": -4, "notes": {}},
@@ -232,6 +226,11 @@ HOSTILE = [
         "notes": ["<script>window.attacked=1</script>"],
         "position": -5,
         "index": 99,
+        "mode": "constructor",
+        "gain": 1e9,
+        "zoom": {"scale": "3", "x": {}, "y": -1e308},
+        "wheel": "yes",
+        "settings": [["<script>window.attacked=1</script>", {}], {"length": 1e9}],
     },
 ]
 
@@ -248,6 +247,8 @@ def test_a_hostile_workflow_does_no_harm(editor, case):
     assert widget.root.locator("script, b").count() == 0
     assert widget.root.locator("img.ufc-image").count() == 2
     assert 0 <= widget.value <= 100
+    state = editor.state(node)
+    assert (state["mode"], state["gain"], state["zoom"], state["wheel"]) == ("horizontal", 4, WHOLE, False)
     pictures = [url for url in asked if "rand=" in url and "filename=" in url]
     assert all(url.startswith(f"{editor.client.url}/api/view?filename=") for url in pictures)
     editor.run()

@@ -123,7 +123,12 @@ def test_the_panel_hides_the_long_text_and_shows_what_it_is(editor):
     )
     assert panel.area.input_value() == masktext.to_text(mask)
     assert panel.area.bounding_box()["height"] < 150
-    # the node's own widget, which would show all of it, is not there
+    # the node's own widget, which would show all of it, is not there, and leaves no room free
+    place = (
+        "(() => { const n = app.graph.getNodeById(1); return app.canvas.ds.convertOffsetToCanvas([n.pos[0], n.pos[1]])[1] })()"
+    )
+    top = editor.page.evaluate(place) + editor.page.evaluate("app.canvas.canvas.getBoundingClientRect().top")
+    assert panel.root.bounding_box()["y"] - top < 60
     assert editor.page.locator("textarea:visible").count() == 1
     editor.shot("dark")
     setting = "(theme) => app.extensionManager.setting.set('Comfy.ColorPalette', theme)"
@@ -223,6 +228,7 @@ def test_a_picture_carries_the_mask(editor):
     panel = Panel(editor)
     assert mask.digest() in panel.wait("good")
     assert panel.text == masktext.to_text(mask)
-    entry = editor.run()
-    assert mask.digest() in entry["outputs"]["1"]["text"][0]
+    # Another theme: what did not change since the first run would not run again.
+    editor.page.evaluate("app.graph.getNodeById(2).widgets.find((w) => w.name === 'theme').value = 'light'")
+    assert mask.digest() in editor.run()["outputs"]["2"]["text"][0]
     editor.shot("restored")

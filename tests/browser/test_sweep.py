@@ -1,6 +1,7 @@
 """Strength Sweep's grid in a real page: what is drawn, what a click sets, what is kept."""
 
 import io
+import re
 
 import pytest
 from PIL import Image
@@ -264,3 +265,19 @@ def test_missing_files_are_named(editor):
     grid.root.locator(".ufs-missing").nth(1).wait_for()
     assert "not there any more" in grid.message
     editor.shot()
+
+
+def test_words_on_the_nodes_own_ground_can_be_read_in_light_and_dark(editor):
+    graph = Drawing()
+    node = graph.sweep()
+    palette = "(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)"
+    try:
+        for name, dark_words in (("light", True), ("dark", False)):
+            editor.page.evaluate(palette, name)
+            editor.load(graph.workflow(), node)
+            colour = Grid(editor, node).root.locator(".ufs-message").evaluate("(e) => getComputedStyle(e).color")
+            words = [int(v) for v in re.findall(r"\d+", colour)[:3]]
+            assert (max(words) < 110) if dark_words else (min(words) > 180), f"{name}: {colour}"
+            editor.shot(name)
+    finally:
+        editor.page.evaluate(palette, "dark")

@@ -37,12 +37,12 @@ def latents(pictures):
 
 def test_copies_are_the_picture_mirrored_and_moved_by_a_twentieth():
     image = torch.arange(40.0).view(1, 1, 40, 1) + 100 * torch.arange(20.0).view(1, 20, 1, 1)
-    same, mirrored, lower, further = picture.with_copies(image)
+    same, mirrored, left, right = picture.with_copies(image)
     assert torch.equal(same, image)
     assert mirrored[0, 0, :3, 0].tolist() == [39, 38, 37]
-    assert lower[0, :3, 0, 0].tolist() == [100, 0, 100], "one pixel down, the edge is a mirror image"
-    assert further[0, 0, :3, 0].tolist() == [2, 3, 4] and further[0, 0, -3:, 0].tolist() == [39, 38, 37]
-    assert {t.shape for t in (same, mirrored, lower, further)} == {(1, 20, 40, 1)}
+    assert left[0, 0, :3, 0].tolist() == [2, 3, 4] and left[0, 0, -3:, 0].tolist() == [39, 38, 37], "edges are mirror images"
+    assert right[0, 0, :4, 0].tolist() == [2, 1, 0, 1] and right[0, 3, -1, 0] == 337
+    assert {t.shape for t in (same, mirrored, left, right)} == {(1, 20, 40, 1)}
 
 
 def test_the_gain_is_the_log_ratio_of_the_errors():
@@ -91,12 +91,12 @@ def test_sentences_say_what_was_found():
     known = picture.Finding(math.log(2), math.log(1.6), math.log(2.5), 0.05, 0.1)
     unknown = picture.Finding(-0.05, -0.06, 0.02, 0.05, 0.1)
     assert picture.sentence(known, None) == (
-        "The model knows this picture: it restores it 50 % better than mirrored or moved copies of it (95 % interval 38 % better to 60 % better), "
-        "its own everyday pictures at most 10 % better."
+        "The model knows this picture: it restores it 50 % better than mirrored or moved copies of it (95 % interval 38 to 60 %), "
+        "its own everyday pictures at most 10 %."
     )
     both = picture.sentence(known, unknown, "picture 2")
     assert both.startswith("The model knows picture 2: ") and "after forgetting nothing shows that it knows it: " in both
-    assert "5 % worse" in both
+    assert "it restores it 5 % worse than mirrored or moved copies of it (95 % interval -6 to 2 %)" in both
 
 
 def test_quantiles_are_those_of_students_tables():

@@ -10,7 +10,7 @@ from uniforget.errors import SettingError
 from uniforget.learn import OBJECTIVES, Settings, memory
 from uniforget.sites import TARGETS
 
-ALL = [*config.LEARN.values(), *config.APPLY.values()]
+ALL = [*config.LEARN.values(), *config.APPLY.values(), *config.WEBUI.values()]
 
 
 @pytest.mark.parametrize("param", ALL, ids=lambda p: p.name)

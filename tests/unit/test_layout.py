@@ -31,6 +31,7 @@ LEVELS = [
     {"sanitize", "compactfile"},
     {"verify"},
     {"learn"},
+    {"webui"},
     {"hosts"},
     {"learncli", "filecli"},
     {"cli", "__main__"},
@@ -116,6 +117,19 @@ def test_the_pack_imports_itself_by_relative_names(path):
     assert not bad, f"{ids(path)} imports {', '.join(bad)} by absolute name"
 
 
+def test_web_uis_and_comfyui_know_nothing_of_each_other():
+    web = {"webui", "forge", "a1111"}
+    for path in [*modules("nodes"), *(ROOT / "uniforget" / "hosts").glob("comfy*.py")]:
+        bad = [name for name, _, _ in imports(path) if web & set(name.split("."))]
+        assert not bad, f"{ids(path)} imports {', '.join(bad)}"
+    hosts = [ROOT / "uniforget" / "hosts" / f"{name}.py" for name in web]
+    for path in [*modules("scripts"), *modules("uniforget/webui"), *hosts]:
+        bad = [
+            name for name, _, _ in imports(path) if name.startswith(("comfy", "nodes", "folder_paths", "uniforget.hosts.comfy"))
+        ]
+        assert not bad, f"{ids(path)} imports {', '.join(bad)}"
+
+
 @pytest.mark.parametrize("path", modules("testbed"), ids=ids)
 def test_the_testbed_knows_no_nodes_and_loads_no_host_on_import(path):
     bad = [
@@ -137,6 +151,6 @@ def test_the_launcher_starts_with_the_standard_library(path):
 
 
 def test_no_module_is_longer_than_it_should_be():
-    folders = ("uniforget", "nodes", "testbed", "launcher")
+    folders = ("uniforget", "nodes", "scripts", "testbed", "launcher")
     long = [ids(p) for f in folders for p in modules(f) if len(p.read_text(encoding="utf-8").splitlines()) > 400]
     assert not long, f"over 400 lines: {', '.join(long)}"

@@ -1,9 +1,10 @@
 """The labelled sheet of pairs: sizes and pixels worked out by hand."""
 
+import numpy as np
 import pytest
 import torch
 
-from nodes.sidebyside import BAR, FRAME, GAP, LARGEST, ROWS, side_by_side, to_pil
+from nodes.sidebyside import BAR, FRAME, GAP, LARGEST, ROWS, WIDTH_PER_BAR, side_by_side, to_pil
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -41,6 +42,16 @@ def test_many_pairs_make_columns():
 def test_a_large_sheet_is_made_smaller():
     sheet = side_by_side([(plain(RED, 2048, 2048), plain(BLUE, 2048, 2048))] * 4, ("a", "b"))
     assert sheet.width * sheet.height < 1.2 * LARGEST
+
+
+def test_labels_grow_with_large_pictures():
+    small = side_by_side([(plain(RED, 512, 512), plain(BLUE, 512, 512))], ("original", "strength 0.8"))
+    large = side_by_side([(plain(RED, 2048, 2048), plain(BLUE, 2048, 2048))], ("original", "strength 0.8"))
+    bar = 2048 // WIDTH_PER_BAR
+    assert (small.height, large.height) == (BAR + 512 + GAP, bar + 2048 + GAP)
+    rows = [np.flatnonzero((np.asarray(sheet)[:top] > 128).all(-1).any(1)) for sheet, top in ((small, BAR), (large, bar))]
+    heights = [found[-1] - found[0] + 1 for found in rows]
+    assert heights[1] / heights[0] == pytest.approx(bar / BAR, rel=0.15)
 
 
 def test_long_and_foreign_labels_fit():

@@ -1,7 +1,7 @@
 """Does a model know a picture? It restores one that it memorized better than the same picture moved or mirrored.
 
 A picture x is mixed with noise to several levels and the model predicts it back. The error alone says little: a plain sky is easy
-for every model. So each picture is its own yardstick: the same is done with copies of x (mirrored, moved by 5 %), which are as hard
+for every model. So each picture is its own yardstick: the same is done with copies of x (mirrored, moved sideways by 5 %), which are as hard
 as x and which nobody trained on. With E the mean squared error of the prediction, the picture's **gain** is
 
     gain(x) = min over copies of  mean over levels and noises of  log E(copy) - log E(x)
@@ -12,6 +12,7 @@ this model says a baseline: the gains of pictures that the model itself drew fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,22 +22,21 @@ from .denoiser import Denoiser
 from .stats import bound, interval
 
 LEVELS = (0.3, 0.5, 0.7)  # shares of noise
-MOVE = 0.05  # of the picture's width or height; not a multiple of 8 pixels at the usual sizes, as models work in such blocks
+MOVE = 0.05  # of the picture's width; not a multiple of 8 pixels at the usual sizes, as models work in such blocks
 SMALLEST_ERROR = 1e-8
 
 
 def with_copies(pictures: torch.Tensor) -> torch.Tensor:
-    """The pictures, then them mirrored, moved down and moved left: float (4, n, height, width, channels).
+    """The pictures, then them mirrored, moved left and moved right: float (4, n, height, width, channels).
 
     Args:
-        pictures: float (n, height, width, channels), at least 16 pixels high and wide.
+        pictures: float (n, height, width, channels), at least 16 pixels wide.
     """
-    height, width = pictures.shape[1:3]
-    down, left = max(1, round(MOVE * height)), max(1, round(MOVE * width))
-    # what comes in at the edges is a mirror image of what is there
-    lower = torch.cat([pictures[:, 1 : down + 1].flip(1), pictures[:, :-down]], 1)
-    further = torch.cat([pictures[:, :, left:], pictures[:, :, -left - 1 : -1].flip(2)], 2)
-    return torch.stack([pictures, pictures.flip(2), lower, further])
+    move = max(1, round(MOVE * pictures.shape[2]))
+    # what comes in at an edge is a mirror image of what is there
+    left = torch.cat([pictures[:, :, move:], pictures[:, :, -move - 1 : -1].flip(2)], 2)
+    right = torch.cat([pictures[:, :, 1 : move + 1].flip(2), pictures[:, :, :-move]], 2)
+    return torch.stack([pictures, pictures.flip(2), left, right])
 
 
 def gains(
@@ -108,10 +108,9 @@ def findings(picture_gains: torch.Tensor, baseline_gains: torch.Tensor) -> list[
     return [Finding(*interval(row), usual, most) for row in picture_gains.tolist()]
 
 
-def better(gain: float) -> str:
-    """A gain as the error it saves: ``"52 % better"``, ``"4 % worse"``."""
-    share = 1 - float(torch.tensor(-abs(gain)).exp())
-    return f"{share:.0%} {'better' if gain >= 0 else 'worse'}".replace("%", " %")
+def saved(gain: float) -> float:
+    """A gain as the share of the best copy's error that it saves; below 0 where the copy is restored better."""
+    return math.copysign(1 - math.exp(-abs(gain)), gain)
 
 
 def sentence(before: Finding, after: Finding | None, name: str = "this picture") -> str:
@@ -129,8 +128,8 @@ def sentence(before: Finding, after: Finding | None, name: str = "this picture")
 
 
 def _figures(f: Finding) -> str:
+    gain, low, high, most = (100 * saved(v) for v in (f.gain, f.low, f.high, f.bound))
     return (
-        f"it restores it {better(f.gain)} than mirrored or moved copies of it (95 % interval "
-        f"{better(f.low)} to {better(f.high)}), "
-        f"its own everyday pictures at most {better(f.bound)}"
+        f"it restores it {abs(gain):.0f} % {'better' if gain >= 0 else 'worse'} than mirrored or moved copies of it "
+        f"(95 % interval {low:.0f} to {high:.0f} %), its own everyday pictures at most {most:.0f} %"
     )

@@ -85,16 +85,17 @@ class Span:
     """What some vectors (n, elements) span, through their Gram matrix: n is small, elements may be many."""
 
     def __init__(self, vectors: torch.Tensor):
-        self.vectors = vectors
-        gram = (vectors @ vectors.T).double()
+        self.vectors = vectors.double()  # also because autocast leaves these alone
+        gram = self.vectors @ self.vectors.T
         # a trace of a ridge: prompts that draw the same would make it singular
         ridge = 1e-6 * gram.diagonal().mean().clamp(min=1e-12)
         self.inverse = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=gram.dtype))
 
     def beyond(self, vector: torch.Tensor) -> float:
         """Root mean square of what is left of `vector` (elements,) without its projection onto the span."""
-        along = (self.vectors @ vector).double()
-        left = vector.double().square().sum() - along @ self.inverse @ along
+        vector = vector.double()
+        along = self.vectors @ vector
+        left = vector.square().sum() - along @ self.inverse @ along
         return math.sqrt(max(float(left), 0.0) / len(vector))
 
     def beyond_others(self) -> list[float]:

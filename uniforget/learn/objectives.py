@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -28,7 +27,7 @@ class Objective(ABC):
         self.units = [s.units for s in model.sites]
         self.device = model.sigmas.device
         self.steps = len(model.sigmas) - 1
-        self.batches: Iterator[list[int]] = Order(self.items(), settings.batch, generator)
+        self.batches = Order(self.items(), settings.batch, generator)
         self.memory = settings.memory
 
     @abstractmethod

@@ -20,10 +20,11 @@ from ..errors import LearnError
 from ..gates import assemble, by_weight, gated
 from ..maskset import MaskInfo, MaskSet
 from ..subspace import Subspace, effective, project
-from . import memory, shards, state
+from . import shards
 from .model import Model, Progress, Settings
 from .objectives import Stepwise
 from .teacher import record_teacher
+from .training import Report, Training, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def recover(
     mask: MaskSet | None,
     settings: Settings,
     rank: int = 16,
-    report: Callable[[Progress], None] = lambda p: None,
+    report: Report = lambda p: None,
     folder: Path | None = None,
     every: int = 25,
     subspace: Subspace | None = None,
@@ -80,15 +81,11 @@ def recover(
         settings = replace(settings, objective="stepwise", along="teacher")
         return _Recovery(model, mask, subspace, settings, rank, report, folder, every, about).run()
     except torch.OutOfMemoryError as error:
-        kept = " What was trained so far is kept: start again with the same settings to go on." if folder else ""
-        raise LearnError(
-            f"The device ran out of memory ({str(error).splitlines()[0]}). Lower the batch (now {settings.batch}), the rank (now {rank}) or the "
-            f"picture size, or set memory to 'block' (now {settings.memory!r}).{kept}"
-        ) from error
+        raise out_of_memory(error, settings, folder is not None, also=f", the rank (now {rank})") from error
 
 
-class _Recovery:
-    """One training run: its state, and how it moves on."""
+class _Recovery(Training[Stepwise]):
+    """One training run over the numbers of all the LoRA's matrices."""
 
     def __init__(
         self,
@@ -97,34 +94,25 @@ class _Recovery:
         subspace: Subspace | None,
         settings: Settings,
         rank: int,
-        report,
-        folder,
+        report: Report,
+        folder: Path | None,
         every: int,
         about: str,
     ):
-        self.model, self.settings, self.rank, self.report, self.every = model, settings, rank, report, every
+        self.rank = rank
         self.learned = [one for one in (mask, subspace) if one is not None]
+        self.info = self.learned[0].info
+        self.digests = " ".join(one.digest() for one in self.learned)
         self.gates = {} if mask is None else mask.gates
         self.sites = [s for s in model.sites if s.name in self.gates]
         self.removed = {} if subspace is None else effective(subspace)
-        self.device = model.sigmas.device
         self.outs = {layer.name: [_rows(model, path) for path in layer.paths] for layer in model.layers}
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        parts = []
+        generator, parts = torch.Generator().manual_seed(settings.seed), []
         for layer in model.layers:
-            parts.append(torch.randn(rank * layer.width, generator=self.generator) / math.sqrt(layer.width))
+            parts.append(torch.randn(rank * layer.width, generator=generator) / math.sqrt(layer.width))
             parts.append(torch.zeros(sum(self.outs[layer.name]) * rank))
-        self.numbers = torch.cat(parts).to(self.device).requires_grad_()
-        self.optimizer = torch.optim.Adam([self.numbers], lr=settings.learning_rate)
-        self.curve: list[Progress] = []
-        self.memory = settings.memory
-        shape = model.initial(1, torch.Generator().manual_seed(0)).shape[1:]
-        self.info = self.learned[0].info
-        self.digests = " ".join(one.digest() for one in self.learned)
-        info = replace(self.info, base=f"{about} {self.digests} rank {rank}")
-        self.key = "recover-" + state.key(settings, info, model.sites, model.sigmas, shape)
-        self.folder = folder
-        self.file = state.path_of(folder, self.key) if folder else None
+        told = replace(self.info, base=f"{about} {self.digests} rank {rank}")
+        super().__init__(model, settings, torch.cat(parts), generator, told, report, folder, every, prefix="recover-")
 
     def run(self) -> Lora:
         began = time.monotonic()
@@ -133,28 +121,13 @@ class _Recovery:
         # In the order in which they reach the weights: what is removed is removed from what the gates read.
         with self._projected(), gated(self.model.modules, self.sites, factors), self._changed():
             objective = Stepwise(self.model, bank, self.settings, self.generator, factors)
-            first = self._resume(objective)
+            first = self.resume(objective)
             factors.clear()
             # Copies: hosts may have read them in inference mode.
             factors.update({s.name: self.gates[s.name].to(self.device).clone() for s in self.sites})
-            order = objective.batches
-            for step in range(first, self.settings.steps):
-                before = self.generator.get_state(), list(order.left)  # type: ignore[attr-defined]
-                done = step
-                try:
-                    progress = self._update(objective, step)
-                    self.curve.append(progress)
-                    before, done = (self.generator.get_state(), order.left), step + 1  # type: ignore[attr-defined]
-                    if done % self.every == 0:
-                        self._keep(done, *before)
-                    self.report(progress)
-                except BaseException:
-                    self._keep(done, *before)
-                    raise
+            self.advance(objective, first)
         result = self._result(began)
-        if self.folder is not None and not shards.rank():
-            for path in self.folder.glob(f"{self.key}.*"):
-                path.unlink(missing_ok=True)
+        self.clean()
         return result
 
     @contextmanager
@@ -198,9 +171,7 @@ class _Recovery:
             at += sum(sizes)
         return out
 
-    def _update(self, objective: Stepwise, step: int) -> Progress:
-        rate = self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.settings.steps))
-        self.optimizer.param_groups[0]["lr"] = rate
+    def update(self, objective: Stepwise, step: int) -> Progress:
         batch = next(objective.batches)
         mine = shards.mine(batch)
         value, gradient = 0.0, torch.zeros_like(self.numbers)
@@ -211,42 +182,9 @@ class _Recovery:
             value = loss.item()
         value = shards.total_(torch.tensor(value, dtype=torch.float64)).item()
         shards.total_(gradient)
-        if not math.isfinite(value):
-            raise LearnError(
-                f"The loss is not a number at step {step + 1} of {self.settings.steps}. Lower the learning rate (now "
-                f"{self.settings.learning_rate}), or load the model in fp32 or bf16 instead of fp16."
-            )
-        self.numbers.grad = gradient
-        self.optimizer.step()
+        self.step(value, gradient, step)
         first = self.learned[0]
         return Progress(step + 1, self.settings.steps, value, first.off_share(), off=first.sparsity())
-
-    def _keep(self, step: int, generator: torch.Tensor, left: list[int]) -> None:
-        if self.file is None or shards.rank() or not step:
-            return
-        moments = self.optimizer.state[self.numbers]
-        extra = {"memory": float(memory.MODES.index(self.memory))}
-        first, second = moments["exp_avg"], moments["exp_avg_sq"]
-        state.write(self.file, state.State(step, self.numbers, first, second, generator, left, extra, self.curve))
-
-    def _resume(self, objective: Stepwise) -> int:
-        kept = state.read(self.file, len(self.numbers)) if self.file else None
-        if kept is None:
-            objective.settle_memory(memory.free_bytes(self.device), 1)
-            self.memory = objective.memory
-            return 0
-        with torch.no_grad():
-            self.numbers.copy_(kept.logits)
-        self.optimizer.state[self.numbers] = {
-            "step": torch.tensor(float(kept.step)),
-            "exp_avg": kept.first.to(self.device),
-            "exp_avg_sq": kept.second.to(self.device),
-        }
-        self.generator.set_state(kept.generator)
-        objective.batches.left = kept.left  # type: ignore[attr-defined]
-        self.curve = kept.curve
-        self.memory = objective.memory = memory.MODES[int(kept.extra["memory"])]
-        return kept.step
 
     def _result(self, began: float) -> Lora:
         down, up = {}, {}

@@ -22,7 +22,7 @@ from ..maskset import MaskInfo
 from ..sites import Site
 from .model import Progress, Settings
 
-FORMAT = "uniforget learning 1"
+FORMAT = "uniforget learning 2"
 _CURVE = ("step", "reconstruction", "off_share", "soft", "hard")
 
 
@@ -32,7 +32,7 @@ class State:
 
     Attributes:
         step: updates done.
-        logits, first, second: gate logits and Adam's two moments, float32 (gates,).
+        numbers, first, second: what is trained (gate logits, for a mask) and Adam's two moments, float32 (size,).
         generator: state of the generator, uint8.
         left: what is left of the current round over the items.
         extra: small numbers by name (the cut, the sparsity weight).
@@ -40,7 +40,7 @@ class State:
     """
 
     step: int
-    logits: torch.Tensor
+    numbers: torch.Tensor
     first: torch.Tensor
     second: torch.Tensor
     generator: torch.Tensor
@@ -71,7 +71,7 @@ def write(path: Path, state: State) -> None:
     """
     curve = [[float(getattr(p, name)) for name in _CURVE] for p in state.curve]
     tensors = {
-        "logits": state.logits.detach().cpu(),
+        "numbers": state.numbers.detach().cpu(),
         "first": state.first.cpu(),
         "second": state.second.cpu(),
         "generator": state.generator,
@@ -92,7 +92,7 @@ def write(path: Path, state: State) -> None:
         ) from error
 
 
-def read(path: Path, gates: int) -> State | None:
+def read(path: Path, size: int) -> State | None:
     """The checkpoint at `path`; None when there is none.
 
     Raises:
@@ -104,7 +104,7 @@ def read(path: Path, gates: int) -> State | None:
         with safe_open(path, framework="pt") as file:
             note = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
-        if note.get("format") != FORMAT or any(tensors[n].shape != (gates,) for n in ("logits", "first", "second")):
+        if note.get("format") != FORMAT or any(tensors[n].shape != (size,) for n in ("numbers", "first", "second")):
             raise ValueError(f"format {note.get('format')!r}")
         steps, off = int(note["steps"]), json.loads(note["off"])
         curve = [
@@ -113,7 +113,7 @@ def read(path: Path, gates: int) -> State | None:
         ]
         extra = {name: float.fromhex(value) for name, value in json.loads(note["extra"]).items()}
         return State(
-            int(note["step"]), tensors["logits"], tensors["first"], tensors["second"], tensors["generator"],
+            int(note["step"]), tensors["numbers"], tensors["first"], tensors["second"], tensors["generator"],
             tensors["left"].tolist(), extra, curve,
         )  # fmt: skip
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, struct.error) as error:

@@ -6,7 +6,8 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from uniforget_pack.nodes.learn import LOOKING, LearnMask
+from uniforget_pack.nodes.learn import LearnMask
+from uniforget_pack.nodes.progress import LOOKING
 from uniforget_pack.testbed import model as tb
 from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import SettingError

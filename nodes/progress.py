@@ -1,0 +1,28 @@
+"""The node's progress bar while something is learned, with the learning curve as its preview."""
+
+import comfy.model_management
+import comfy.utils
+
+from .picture import curve_picture
+
+LOOKING = 100  # steps of the bar for watching the untouched model, before learning starts
+PICTURES, SIZE = 40, 512
+
+
+def learning_bar(steps):
+    """``(report, curve)``: what learning calls after every update, and the list that it fills.
+
+    ``report`` raises ComfyUI's own exception when the user has cancelled.
+    """
+    bar, total, curve = comfy.utils.ProgressBar(LOOKING + steps), LOOKING + steps, []
+
+    def report(progress):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if progress.stage == "teacher":
+            bar.update_absolute(LOOKING * progress.step // progress.steps, total)
+            return
+        curve.append(progress)
+        often = progress.step % max(1, steps // PICTURES) == 0
+        bar.update_absolute(LOOKING + progress.step, total, ("JPEG", curve_picture(curve, steps), SIZE) if often else None)
+
+    return report, curve

@@ -1,0 +1,70 @@
+"""Own-Picture Check and Prompt Check through ComfyUI's HTTP API."""
+
+import pytest
+
+from launcher.errors import WorkflowError
+
+
+@pytest.fixture
+def graph(object_info):
+    """``graph(kind, **inputs)``: a node for the API, with the defaults of all widgets that are not given."""
+
+    def make(kind, **inputs):
+        specs = object_info[kind]["input"]["required"]
+        defaults = {n: s[1]["default"] for n, s in specs.items() if len(s) > 1 and "default" in s[1]}
+        return {"class_type": kind, "inputs": {**defaults, **inputs}}
+
+    return make
+
+
+@pytest.fixture
+def pictures(graph):
+    def make(**inputs):
+        small = {"width": 64, "height": 64, "noises": 3, "baseline": 4, "sampling_steps": 2}
+        return {
+            "1": graph("UniForgetDemoModel"),
+            "2": graph("EmptyImage", width=80, height=96, batch_size=2, color=0x336699),
+            "3": graph(
+                "UniForgetPictureCheck", model=["1", 0], clip=["1", 1], vae=["1", 2], images=["2", 0], **{**small, **inputs}
+            ),
+        }
+
+    return make
+
+
+@pytest.fixture
+def prompts(graph):
+    def make(text, **inputs):
+        small = {"width": 64, "height": 64, "neutral": 8, "seeds": 2}
+        return {
+            "1": graph("UniForgetDemoModel"),
+            "2": graph("UniForgetPromptCheck", model=["1", 0], clip=["1", 1], prompts=text, **{**small, **inputs}),
+        }
+
+    return make
+
+
+def test_a_plain_picture_is_not_called_known(client, pictures):
+    shown = client.run(pictures())["outputs"]["3"]
+    lines = shown["text"][0].splitlines()
+    assert len(lines) == 2 and not any(line.startswith("The model knows") for line in lines)
+    [image] = shown["images"]
+    assert image["type"] == "temp" and client.view(image).startswith(b"\x89PNG")
+
+
+def test_prompts_come_back_as_rows_in_their_order(client, prompts):
+    shown = client.run(prompts("poster zoo parade\n\n# a remark\ncat emoji on light blue\nposter zoo parade"))["outputs"]["2"]
+    assert [row["prompt"] for row in shown["uniforget_prompts"]] == ["poster zoo parade", "cat emoji on light blue"]
+    assert set(shown["uniforget_prompts"][0]) == {"prompt", "score", "pull", "percentile", "agreement", "verdict"}
+    assert shown["text"][0].startswith("2 prompts: ")
+
+
+def test_what_is_wrong_names_the_node(client, pictures, prompts):
+    with pytest.raises(WorkflowError, match=r"(?s)UniForgetPictureCheck \(node 3\) failed.*64 x 64 pictures only"):
+        client.run(pictures(width=512))
+    with pytest.raises(WorkflowError, match=r"(?s)UniForgetPictureCheck \(node 3\) failed.*one line for each of the 2 pictures"):
+        client.run(pictures(caption="a\nb\nc"))
+    with pytest.raises(WorkflowError, match=r"(?s)UniForgetPromptCheck \(node 2\) failed.*found 0.*into 'prompts'"):
+        client.run(prompts(" \n# nothing"))
+    with pytest.raises(WorkflowError, match=r"UniForgetPromptCheck.*seeds"):
+        client.run(prompts("cat emoji on light blue", seeds=0))
