@@ -33,7 +33,7 @@ def english(object_info: dict[str, Any]) -> dict[str, Any]:
 
 def flat(texts: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """``{"Node.inputs.strength.tooltip": text}``."""
-    found = {}
+    found: dict[str, str] = {}
     for name, value in texts.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found

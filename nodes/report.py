@@ -80,6 +80,9 @@ class Report(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
                     optional=True,
                     force_input=True,
                     tooltip="The strength that the mask was applied at. Not connected: found in the model or in the workflow.",

@@ -144,6 +144,9 @@ def test_a_script_that_got_in_would_not_run(alone, written, tmp_path):
 
 def test_the_node_opens_and_saves_its_report(editor, prompt):
     page = editor.page
+    # another name, because ComfyUI does not write the same report twice
+    here = {**prompt["10"]["inputs"], "filename_prefix": f"tests/{editor.renderer}"}
+    prompt = {**prompt, "10": {**prompt["10"], "inputs": here}}
     page.evaluate("(prompt) => app.loadApiJson(prompt, 'report')", prompt)
     node = page.evaluate(
         """() => {

@@ -24,7 +24,7 @@ QUICK = {
     "batch": 2,
     "sampling_steps": 2,
     "seeds": 1,
-    "noises": 1,
+    "noises": 3,
     "baseline": 4,
     "neutral": 8,
     "width": 64,
