@@ -72,8 +72,7 @@ def pictures(bed: Bed, networks: dict[str, Any], quick: bool) -> list[dict[str, 
     unseen = [bed.judge.pictures[bed.judge.captions.index(c)].numpy() for c in concepts.NEVER]
     more = crops(8 if quick else 32)
     defaults = {name: param.default for name, param in PICTURE_CHECK.items()}
-    prompts = evaluate.learning_prompts()
-    prompts = prompts[:: len(prompts) // defaults["baseline"]][: defaults["baseline"]]
+    prompts = evaluate.some_learning_prompts(defaults["baseline"])
     model = TestbedModel(networks["before"], bed.encoder, bed.tokenizer, prompts, steps=defaults["sampling_steps"])
     own = list(sample(model, list(range(len(prompts))), list(range(len(prompts))), defaults["cfg"]))
     rows = []
@@ -113,9 +112,7 @@ def pictures(bed: Bed, networks: dict[str, Any], quick: bool) -> list[dict[str, 
 
 def prompts(bed: Bed, networks: dict[str, Any], quick: bool) -> list[dict[str, Any]]:
     """Rows of Prompt Check: one seed and the default number of seeds, before and after."""
-    neutral = PROMPT_CHECK["neutral"].default
-    base = evaluate.learning_prompts()
-    base = base[:: len(base) // neutral][:neutral]
+    base = evaluate.some_learning_prompts(PROMPT_CHECK["neutral"].default)
     asked = {"memorized": list(concepts.MEMORIZED)}
     for name, heldout in (("calibrated", False), ("heldout", True)):
         items = [item[0] for item in evaluate.neutral_prompts(heldout, 2 * PROMPTS, seed=3)]

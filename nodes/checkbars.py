@@ -43,9 +43,11 @@ def bars(pictures, before, after):
             draw.text((right + GAP, y - 15), name, fill=colour, font=small)
             draw.text((right + GAP, y), WORDS[f.verdict], fill=INK, font=small)
     draw.line((x(0), HEAD, x(0), bottom), fill=GRID)
-    for share in (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99):
+    last = -math.inf
+    for share in (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99):
         at = -math.log(1 - share)
-        if at <= high:
+        if at <= high and x(at) - last > 34:
+            last = x(at)
             draw.line((x(at), bottom - 4, x(at), bottom), fill=DIM)
             draw.text((x(at), bottom + 3), f"{share:.0%}", fill=DIM, font=small, anchor="ma")
     draw.text(

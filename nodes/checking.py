@@ -7,7 +7,7 @@ import comfy.samplers
 import comfy.utils
 import torch
 
-from ..testbed.evaluate import learning_prompts
+from ..testbed.evaluate import some_learning_prompts
 from ..uniforget.hosts import comfy as host
 from ..uniforget.hosts.comfy_subspace import apply_subspace
 from ..uniforget.prompts import neutral_prompts
@@ -27,10 +27,8 @@ def forgotten(model, mask, strength):
 
 
 def neutral(model, count):
-    """The first `count` bundled neutral prompts that fit the model, as varied as so few can be."""
-    prompts = learning_prompts() if isinstance(model.model, TestbedModel) else neutral_prompts()
-    step = max(1, len(prompts) // count) if isinstance(model.model, TestbedModel) else 1
-    return prompts[::step][:count]
+    """`count` bundled neutral prompts that fit the model, as varied as so few can be."""
+    return some_learning_prompts(count) if isinstance(model.model, TestbedModel) else neutral_prompts()[:count]
 
 
 def encoder(clip):

@@ -4,7 +4,7 @@ import dataclasses
 
 from comfy_api.latest import io, ui
 
-from ..uniforget.config import Param
+from ..uniforget.param import Param
 
 MaskType = io.Custom("UNIFORGET_MASK")
 CATEGORY = "UniForget"

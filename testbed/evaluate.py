@@ -7,6 +7,7 @@ mask that it first learns, as the demo workflow does (through diffusers, without
 import argparse
 import json
 import math
+import random
 
 import numpy as np
 
@@ -40,6 +41,12 @@ def learning_prompts():
         prompts.append(c.emoji_caption(subject, background, *looks[(3 * i) % len(looks)]))
         prompts.append(c.emoji_caption(subject, background, *looks[(3 * i + 5) % len(looks)], template=1 + i % 2))
     return prompts
+
+
+def some_learning_prompts(count):
+    """At most `count` of :func:`learning_prompts`, always the same ones, in all their variety (every n-th would miss whole backgrounds)."""
+    prompts = learning_prompts()
+    return random.Random(0).sample(prompts, min(count, len(prompts)))
 
 
 def wilson(hits, total, z=1.96):

@@ -18,9 +18,10 @@ from rich.table import Table
 
 from . import __version__
 from .archs import KINDS
-from .config import APPLY, COMBINE, LEARN, MULTIPLE, RECOVER, Param
+from .config import APPLY, COMBINE, LEARN, MULTIPLE, RECOVER
 from .errors import SettingError, UniForgetError
 from .families import FAMILIES, sizes
+from .param import Param
 
 REPOSITORY = "the repository of UniForget for ComfyUI"
 app = typer.Typer(

@@ -2,84 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from .errors import SettingError
+from .param import Param, table
 
 PRESETS = {"weak": 1.0, "medium": 2.0, "strong": 5.0}
 
 
-@dataclass(frozen=True)
-class Param:
-    """One setting.
-
-    Attributes:
-        kind: "float", "int", "bool", "choice", "text" or "line", which is text of one line.
-        minimum, maximum: inclusive range of numbers.
-        step: what one click changes; an integer must also be ``minimum`` plus a multiple of it.
-        choices: what a "choice" may be.
-        advanced: whether it can be hidden from beginners.
-    """
-
-    name: str
-    default: Any
-    tooltip: str
-    kind: str
-    minimum: float | None = None
-    maximum: float | None = None
-    step: float | None = None
-    choices: tuple[str, ...] = ()
-    advanced: bool = False
-
-    def check(self, value: Any) -> Any:
-        """`value` as this setting's type.
-
-        Raises:
-            SettingError: it has another type or is out of range.
-        """
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        valid = {
-            "float": number,
-            "int": number and value == int(value),
-            "bool": isinstance(value, bool),
-            "choice": isinstance(value, str) and value in self.choices,
-            "text": isinstance(value, str),
-            "line": isinstance(value, str),
-        }[self.kind]
-        if valid and self.kind in ("float", "int"):
-            valid = (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
-            if valid and self.kind == "int":
-                value = int(value)
-                valid = self.step is None or (value - int(self.minimum or 0)) % int(self.step) == 0
-            elif valid:
-                value = float(value)
-        if not valid:
-            raise SettingError(f"Setting {self.name!r}: expected {self.expected()}; found {value!r}.")
-        return value
-
-    def expected(self) -> str:
-        """The range in words, for messages."""
-        if self.kind == "choice":
-            return "one of " + ", ".join(f"{c!r}" for c in self.choices)
-        if self.kind == "bool":
-            return "True or False"
-        if self.kind in ("text", "line"):
-            return "text"
-        words = "a whole number" if self.kind == "int" else "a number"
-        if self.minimum is not None and self.maximum is not None:
-            words += f" from {self.minimum:.17g} to {self.maximum:.17g}"
-        if self.kind == "int" and self.step not in (None, 1):
-            words += f" in steps of {self.step:g}"
-        return words
-
-
-def _table(*params: Param) -> dict[str, Param]:
-    return {p.name: p for p in params}
-
-
-LEARN = _table(
+LEARN = table(
     Param(
         "prompts",
         "",
@@ -213,7 +143,7 @@ LEARN = _table(
     ),
 )
 
-APPLY = _table(
+APPLY = table(
     Param(
         "strength",
         1.0,
@@ -239,7 +169,7 @@ APPLY = _table(
 )
 
 # As the stock KSampler has them; samplers and schedulers are the host's.
-SAMPLING = _table(
+SAMPLING = table(
     Param("seed", 0, "The noise to start from. Same seed and settings, same picture.", "int", 0, 2**64 - 1, 1),
     Param("steps", 20, "How many sampling steps. More is slower and often finer.", "int", 1, 10000, 1),
     Param(
@@ -263,7 +193,7 @@ SAMPLING = _table(
     ),
 )
 
-SWEEP = _table(
+SWEEP = table(
     Param("prompts", "", "What to draw, one prompt a line. Each prompt makes a row of the grid.", "text"),
     Param("negative", "", "What the pictures should not show. Empty is fine.", "text"),
     Param(
@@ -275,7 +205,7 @@ SWEEP = _table(
     Param("seeds", 1, "How many seeds per prompt, counted up from the seed below. Each makes a row.", "int", 1, 64, 1),
 )
 
-COMBINE = _table(
+COMBINE = table(
     Param(
         "mode",
         "union",
@@ -329,7 +259,7 @@ MAP_THEME = Param(
     choices=("dark", "light"),
 )
 
-RECOVER = _table(
+RECOVER = table(
     *(LEARN[name] for name in ("prompts", "steps", "batch", "sampling_steps", "cfg", "width", "height", "seed", "memory")),
     Param(
         "learning_rate",
@@ -346,7 +276,7 @@ RECOVER = _table(
 
 STRENGTH = APPLY["strength"]
 
-PICTURE_CHECK = _table(
+PICTURE_CHECK = table(
     Param(
         "caption",
         "",
@@ -379,7 +309,7 @@ PICTURE_CHECK = _table(
     Param("seed", 0, "Same seed and settings on the same machine, same answer.", "int", 0, 2**64 - 1, 1),
 )
 
-PROMPT_CHECK = _table(
+PROMPT_CHECK = table(
     Param("prompts", "", "The prompts to check, one a line.", "text"),
     Param(
         "seeds",
@@ -405,7 +335,7 @@ MULTIPLE = Param(
 )
 
 # What the script for Automatic1111 and Forge asks, in the order of its arguments.
-WEBUI = _table(
+WEBUI = table(
     Param("enabled", False, "Make the model forget what the mask below marks. Off leaves it as it is.", "bool"),
     Param(
         "mask",

@@ -106,6 +106,12 @@ def test_quantiles_are_those_of_students_tables():
     assert stats.interval([1.0]) == (1.0, -math.inf, math.inf)
 
 
+def test_the_upper_bound_knows_only_the_upper_half():
+    assert stats.upper_bound([-9.0, -5.0, 0.0, 3.0, 4.0]) == pytest.approx(6.314 * math.sqrt(12.5) * math.sqrt(1.2), rel=1e-3)
+    assert stats.upper_bound([-1.0, -1.0, 0.0, 3.0, 4.0]) == stats.upper_bound([-9.0, -5.0, 0.0, 3.0, 4.0])
+    assert stats.upper_bound([2.0, 2.0, 2.0]) == 2
+
+
 def test_areas_under_curves():
     assert stats.auc([3.0, 4.0], [1.0, 2.0]) == 1 and stats.auc([1.0], [1.0]) == 0.5
     assert stats.auc([1.0, 3.0], [2.0, 4.0]) == 0.25
@@ -163,9 +169,10 @@ def test_pulls_and_agreement_of_hand_made_prompts():
 
 def test_scores_are_multiples_of_the_neutral_median_and_verdicts_follow_their_spread():
     neutral = [Pull(2.0, math.exp(v), 0.5) for v in (-0.1, 0.0, 0.1, -0.05, 0.05)]
-    usual, unclear, sure = (prompt.scores([Pull(4.0, b, 0.9)], neutral)[0] for b in (1.05, 1.25, 2.0))
-    assert (sure.pull, sure.beyond, sure.percentile, sure.agreement) == (2.0, pytest.approx(2.0), 1.0, 0.9)
-    # logarithms: mean 0, deviation 0.0791, t(0.95, 4) = 2.132 and t(0.995, 4) = 4.604, times the root of 6 / 5
-    assert math.exp(2.132 * 0.0791 * math.sqrt(1.2)) == pytest.approx(1.203, abs=0.001)
+    usual, unclear, sure = (prompt.scores([Pull(4.0, b, 0.9)], neutral)[0] for b in (1.05, 3.0, 20.0))
+    assert (sure.pull, sure.beyond, sure.percentile, sure.agreement) == (2.0, pytest.approx(20.0), 1.0, 0.9)
+    # two lie above the median, 0.1 and 0.05: root mean square 0.0791; t(0.95, 1) = 6.314, t(0.99, 1) = 31.82, the root of 6 / 5
+    assert math.exp(6.314 * 0.0791 * math.sqrt(1.2)) == pytest.approx(1.728, abs=0.002)
+    assert math.exp(31.82 * 0.0791 * math.sqrt(1.2)) == pytest.approx(15.75, abs=0.1)
     assert [s.verdict for s in (usual, unclear, sure)] == ["usual", "unclear", "memorized"]
     assert usual.percentile == 0.6

@@ -8,6 +8,7 @@ import pytest
 from uniforget import config
 from uniforget.errors import SettingError
 from uniforget.learn import OBJECTIVES, Settings, memory
+from uniforget.param import Param
 from uniforget.sites import TARGETS
 
 ALL = [*config.LEARN.values(), *config.APPLY.values(), *config.WEBUI.values()]
@@ -46,12 +47,12 @@ def test_a_whole_number_stays_exact_and_a_fraction_is_refused():
 
 
 def test_other_kinds():
-    flag = config.Param("flag", False, "", "bool")
+    flag = Param("flag", False, "", "bool")
     assert flag.check(True) is True
     with pytest.raises(SettingError, match="expected True or False; found 1"):
         flag.check(1)
     with pytest.raises(SettingError, match="expected text; found 1"):
-        config.Param("words", "", "", "text").check(1)
+        Param("words", "", "", "text").check(1)
 
 
 def test_presets_set_beta_and_custom_leaves_it():

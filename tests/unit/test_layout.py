@@ -20,7 +20,7 @@ HOSTS = {
 HOSTS |= {"diffusers", "transformers", "gradio", "backend"}
 # uniforget/: a module may import those of its own level's left neighbours only
 LEVELS = [
-    {"errors", "config", "bitcode", "sitetable", "atomic", "similarity"},
+    {"errors", "param", "config", "bitcode", "sitetable", "atomic", "similarity"},
     {"archs", "maskset"},
     {"families", "maskfile", "prompts", "fingerprint", "safefile"},
     {"detect", "blocks", "masktext"},

@@ -23,9 +23,9 @@ from statistics import median
 import torch
 
 from .denoiser import Denoiser
-from .stats import bound
+from .stats import upper_bound
 
-SURE, LIKELY = 0.995, 0.95  # shares of neutral prompts that stay below a verdict's bounds
+SURE, LIKELY = 0.99, 0.95  # shares of neutral prompts that stay below a verdict's bounds
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Score:
         pull, beyond: as multiples of the neutral prompts' medians.
         percentile: share of neutral prompts with a smaller `beyond`.
         agreement: see :class:`Pull`.
-        verdict: "memorized" (`beyond` is above what 99.5 % of neutral prompts stay below), "unclear" (above 95 %), "usual".
+        verdict: "memorized" (`beyond` is above what 99 % of neutral prompts stay below), "unclear" (above 95 %), "usual".
     """
 
     pull: float
@@ -135,10 +135,10 @@ class Score:
 def scores(found: Sequence[Pull], neutral: Sequence[Pull]) -> list[Score]:
     """`found` beside the `neutral` prompts (at least 3) of the same model and noises.
 
-    Sizes are judged by their logarithms, which are closer to normal.
+    Sizes are judged by their logarithms and by the spread of the larger half: a few flat prompts, such as textures, must not widen it.
     """
     logs = [math.log(max(p.beyond, 1e-12)) for p in neutral]
-    sure, likely = (math.exp(bound(logs, share)) for share in (SURE, LIKELY))
+    sure, likely = (math.exp(upper_bound(logs, share)) for share in (SURE, LIKELY))
     size, beyond = (max(median(values), 1e-12) for values in ([p.size for p in neutral], [p.beyond for p in neutral]))
     out = []
     for p in found:

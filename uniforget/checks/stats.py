@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist, fmean, median, stdev
 
 import torch
 
@@ -39,6 +39,16 @@ def bound(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
     """What one more draw like `values` stays below with this confidence (a one-sided prediction bound, normal values)."""
     n = len(values)
     return fmean(values) + t_quantile(confidence, n - 1) * stdev(values) * math.sqrt(1 + 1 / n)
+
+
+def upper_bound(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
+    """The same for skewed values: from their median, and the spread of those above it alone; all equal, that value."""
+    n, middle = len(values), median(values)
+    above = [v - middle for v in values if v > middle]
+    if not above:
+        return middle
+    spread = math.sqrt(fmean([v * v for v in above]))
+    return middle + t_quantile(confidence, max(1, len(above) - 1)) * spread * math.sqrt(1 + 1 / n)
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:

@@ -19,8 +19,9 @@ from modules import paths, processing, script_callbacks, scripts, shared
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
-from ..config import WEBUI, Param
+from ..config import WEBUI
 from ..errors import FamilyError, MismatchError
+from ..param import Param
 from ..webui import (
     NO_MASK,
     Request,
