@@ -8,10 +8,10 @@ import comfy.utils
 import torch
 
 from ..testbed.evaluate import some_learning_prompts
-from ..uniforget.hosts import comfy as host
-from ..uniforget.hosts.comfy_subspace import apply_subspace
+from ..uniforget import config
+from ..uniforget.hosts.comfy_sampling import random_state_kept
 from ..uniforget.prompts import neutral_prompts
-from ..uniforget.subspace import Subspace
+from .apply import forget
 from .demo import TestbedModel
 
 # The pictures that a model drew itself, by what they were drawn with. Clones share a model, so its patches are a part of that.
@@ -23,7 +23,7 @@ def forgotten(model, mask, strength):
     """The model after Apply Memorization Mask; None without a mask."""
     if mask is None:
         return None
-    return (apply_subspace if isinstance(mask, Subspace) else host.apply_mask)(model, mask, strength)
+    return forget(model, mask, {name: param.default for name, param in config.APPLY.items()} | {"strength": strength})
 
 
 def neutral(model, count):
@@ -59,7 +59,7 @@ def drawn(model, vae, encode, prompts, latent, steps, cfg, seed, report):
     euler, negative, latents = comfy.samplers.sampler_object("euler"), encode(""), []
     for i, prompt in enumerate(prompts):
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed((seed + i) % 2**64))
-        with torch.random.fork_rng(devices=[]):
+        with random_state_kept():
             found = comfy.sample.sample_custom(
                 model, noise, cfg, euler, sigmas, encode(prompt), negative, latent, disable_pbar=True, seed=seed
             )

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..uniforget.apiprompt import in_words, made_by, source, strengths
 from ..uniforget.errors import SettingError
 from .inputs import CATEGORY, search
-from .provenance import made_by, source, strength
 from .sidebyside import side_by_side
 
 
@@ -34,19 +34,7 @@ class Compare(io.ComfyNode):
                     "forgotten",
                     tooltip="Pictures made with the mask. Use the same seed and settings, so that only the mask differs.",
                 ),
-                io.Boolean.Input(
-                    "save",
-                    default=True,
-                    tooltip=(
-                        "On: all pictures, and one with both sides, are saved into ComfyUI's output folder. "
-                        "Off: they are kept only until ComfyUI restarts."
-                    ),
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="uniforget/compare",
-                    tooltip="Where to save, inside ComfyUI's output folder. A slash makes a folder.",
-                ),
+                *saving_inputs("one with both sides", "uniforget/compare"),
                 io.String.Input(
                     "label_original",
                     default="original",
@@ -71,8 +59,8 @@ class Compare(io.ComfyNode):
         prompt, me = cls.hidden.prompt or {}, cls.hidden.unique_id
         before, after = (source(prompt, me, name) for name in ("original", "forgotten"))
         labels = (
-            label_of(label_original, "original", strength(prompt, before)),
-            label_of(label_forgotten, "forgotten", strength(prompt, after)),
+            label_of(label_original, "original", strengths(prompt, before)),
+            label_of(label_forgotten, "forgotten", strengths(prompt, after)),
         )
         keep = keeper(cls, save, filename_prefix.strip() or "uniforget/compare")
         settings = made_by(prompt, before), made_by(prompt, after)
@@ -80,9 +68,9 @@ class Compare(io.ComfyNode):
 
 
 def label_of(own, default, known):
-    """What stands over a side: the user's `own` words, else what is `known` of it, else the side's name."""
+    """What stands over a side: the user's `own` words, else the strengths `known` of it, else the side's name."""
     own = own.strip()
-    return own if own and own != default else known or default
+    return own if own and own != default else f"strength {in_words(known)}" if known else default
 
 
 def shown(original, forgotten, labels, keep, sheet, settings=((), ())):
@@ -92,22 +80,50 @@ def shown(original, forgotten, labels, keep, sheet, settings=((), ())):
         original, forgotten: pictures (n, height, width, channels), floats in [0, 1].
         keep: from :func:`keeper`.
         sheet: whether to keep one picture with both sides and their labels, too.
-        settings: how each side was made, as lines to copy; see :func:`nodes.provenance.made_by`.
+        settings: how each side was made, as lines to copy; see :func:`~uniforget.apiprompt.made_by`.
 
     Raises:
         SettingError: a batch has no pictures.
     """
-    for name, batch in (("original", original), ("forgotten", forgotten)):
-        if batch.ndim != 4 or not len(batch):
-            raise SettingError(
-                f"Compare: expected at least one picture in {name!r}; found a tensor of shape {tuple(batch.shape)}. "
-                "Connect an IMAGE output, such as VAE Decode's."
-            )
+    need_pictures("Compare", original, forgotten)
     out = {"a_images": keep(original, "original"), "b_images": keep(forgotten, "forgotten")}
     if sheet:
         out["comparison"] = keep([as_image(side_by_side(pairs(original, forgotten), labels))], "side_by_side")
     made = [list(lines) for lines in settings]
     return {**out, "labels": list(labels), "notes": notes(original, forgotten), "settings": made}
+
+
+def need_pictures(node, original, forgotten):
+    """See that there is something to compare.
+
+    Raises:
+        SettingError: a batch has no pictures; it names the node, by its English name.
+    """
+    for name, batch in (("original", original), ("forgotten", forgotten)):
+        if batch.ndim != 4 or not batch.numel():
+            raise SettingError(
+                f"{node}: expected at least one picture in {name!r}; found a tensor of shape {tuple(batch.shape)}. "
+                "Connect an IMAGE output, such as VAE Decode's."
+            )
+
+
+def saving_inputs(sheet, prefix):
+    """The widgets of nodes that save pictures with a :func:`keeper`; `sheet` is the one with all of them, in words."""
+    return [
+        io.Boolean.Input(
+            "save",
+            default=True,
+            tooltip=(
+                f"On: all pictures, and {sheet}, are saved into ComfyUI's output folder. "
+                "Off: they are kept only until ComfyUI restarts."
+            ),
+        ),
+        io.String.Input(
+            "filename_prefix",
+            default=prefix,
+            tooltip="Where to save, inside ComfyUI's output folder. A slash makes a folder.",
+        ),
+    ]
 
 
 def keeper(node, save, prefix):

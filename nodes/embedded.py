@@ -3,8 +3,7 @@
 from comfy_api.latest import io
 
 from ..uniforget import masktext
-from ..uniforget.errors import UniForgetError
-from .inputs import CATEGORY, MaskType, search, show
+from .inputs import CATEGORY, MaskType, search, show, valid
 
 
 class EmbeddedMask(io.ComfyNode):
@@ -36,12 +35,7 @@ class EmbeddedMask(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, mask_text):
-        try:
-            if mask_text is not None:  # None: another node makes the text, and execute checks it
-                masktext.from_text(mask_text)
-        except UniForgetError as error:
-            return str(error)
-        return True
+        return valid(masktext.from_text, mask_text)
 
     @classmethod
     def execute(cls, mask_text):

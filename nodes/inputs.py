@@ -4,6 +4,7 @@ import dataclasses
 
 from comfy_api.latest import io, ui
 
+from ..uniforget.errors import UniForgetError
 from ..uniforget.param import Param
 
 MaskType = io.Custom("UNIFORGET_MASK")
@@ -29,6 +30,19 @@ def search(*words):
     """Keywords of ``io.Schema`` that let the search find a node by these words, where ComfyUI knows such a field."""
     known = {field.name for field in dataclasses.fields(io.Schema)}
     return {"search_aliases": list(words)} if "search_aliases" in known else {}
+
+
+def valid(check, value, *more):
+    """What ``validate_inputs`` returns: True, or what ``check(value, *more)`` says is wrong.
+
+    None is a value that another node makes; execute checks it.
+    """
+    try:
+        if value is not None:
+            check(value, *more)
+    except UniForgetError as error:
+        return str(error)
+    return True
 
 
 def show(node, text):

@@ -9,9 +9,9 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..uniforget import files, maskfile
-from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError, UniForgetError
+from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError
 from ..uniforget.subspace import subspacefile
-from .inputs import CATEGORY, MaskType, search, show
+from .inputs import CATEGORY, MaskType, search, show, valid
 
 FOLDER = "uniforget"
 EXTENSION = ".safetensors"
@@ -123,6 +123,17 @@ def _fingerprint(path):
     return hashlib.sha256(maskfile.read_bytes(path)).hexdigest()
 
 
+def check_mask(name):
+    """See that a mask of models/uniforget/ can be loaded.
+
+    Raises:
+        MaskFileError: it cannot.
+    """
+    path = find_mask(name)
+    if not subspacefile.is_subspace(path):  # which can have gigabytes: execute checks it
+        maskfile.load(path)
+
+
 class LoadMask(io.ComfyNode):
     """Loads a mask from models/uniforget/."""
 
@@ -146,14 +157,7 @@ class LoadMask(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, mask_name):
-        try:
-            if mask_name is not None:  # None: another node chooses the mask, and execute checks it
-                path = find_mask(mask_name)
-                if not subspacefile.is_subspace(path):  # which can have gigabytes: execute checks it
-                    maskfile.load(path)
-        except UniForgetError as error:
-            return str(error)
-        return True
+        return valid(check_mask, mask_name)
 
     @classmethod
     def fingerprint_inputs(cls, mask_name):
@@ -198,12 +202,7 @@ class SaveMask(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix):
-        try:
-            if filename_prefix is not None:  # None: another node makes the name, and execute checks it
-                check_name(filename_prefix)
-        except UniForgetError as error:
-            return str(error)
-        return True
+        return valid(check_name, filename_prefix)
 
     @classmethod
     def execute(cls, mask, filename_prefix, overwrite):

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..uniforget import config
 from ..uniforget.hosts.comfy_sampling import Bar, sample, sample_original
 from .apply import forget, remarks
-from .compare import keeper, shown
+from .compare import keeper, saving_inputs, shown
 from .inputs import CATEGORY, MaskType, search, to_input
 from .sampling import NAMES, decode, drawing, nothing, sampler_inputs, strengths
 
@@ -36,19 +36,7 @@ class PreviewComparison(io.ComfyNode):
                 ),
                 *(to_input(p) for p in config.APPLY.values()),
                 *sampler_inputs(),
-                io.Boolean.Input(
-                    "save",
-                    default=True,
-                    tooltip=(
-                        "On: all pictures, and one with both sides, are saved into ComfyUI's output folder. "
-                        "Off: they are kept only until ComfyUI restarts."
-                    ),
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="uniforget/preview",
-                    tooltip="Where to save, inside ComfyUI's output folder. A slash makes a folder.",
-                ),
+                *saving_inputs("one with both sides", "uniforget/preview"),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[

@@ -10,7 +10,6 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..uniforget import config, lorafile
-from ..uniforget.errors import UniForgetError
 from ..uniforget.hosts import comfy as host
 from ..uniforget.hosts.comfy_subspace import apply_subspace, layers_of
 from ..uniforget.learn import Settings
@@ -18,7 +17,7 @@ from ..uniforget.learn.recover import one_of_each, recover
 from ..uniforget.prompts import prompts_hash
 from ..uniforget.sites import match_sites
 from ..uniforget.subspace import match_layers
-from .inputs import CATEGORY, MaskType, search, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input, valid
 from .learn import prepare, read_prompts
 from .maskio import check_name, target_path
 from .progress import learning_bar
@@ -65,12 +64,7 @@ class RecoverQuality(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix):
-        try:
-            if filename_prefix is not None:  # None: another node makes the name, and execute checks it
-                check_name(filename_prefix, lora_folder())
-        except UniForgetError as error:
-            return str(error)
-        return True
+        return valid(check_name, filename_prefix, lora_folder())
 
     @classmethod
     def execute(cls, model, clip, mask, filename_prefix, mask_b=None, **values):

@@ -14,13 +14,13 @@ from comfy_api.latest import io
 
 from ..testbed import model as tb
 from ..uniforget import __version__, apiprompt, atomic, maskfile, report
-from ..uniforget.errors import ReportFileError, SettingError, UniForgetError
+from ..uniforget.errors import ReportFileError
 from ..uniforget.fingerprint import same_base
 from ..uniforget.hosts import comfy as host
 from ..uniforget.subspace import Subspace
-from .compare import notes, pairs
+from .compare import need_pictures, notes, pairs
 from .demo import BUNDLED, DemoModel
-from .inputs import CATEGORY, MaskType, search, show
+from .inputs import CATEGORY, MaskType, search, show, valid
 from .mappicture import mask_picture
 from .maskio import check_name, target_path
 from .sidebyside import to_pil
@@ -105,12 +105,7 @@ class Report(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix):
-        try:
-            if filename_prefix is not None:  # None: another node makes the name, and execute checks it
-                check_name(filename_prefix, folder_paths.get_output_directory())
-        except UniForgetError as error:
-            return str(error)
-        return True
+        return valid(check_name, filename_prefix, folder_paths.get_output_directory())
 
     @classmethod
     def execute(
@@ -130,12 +125,7 @@ class Report(io.ComfyNode):
         figures_c=None,
     ):
         check_name(filename_prefix, folder_paths.get_output_directory())
-        for name, batch in (("original", original), ("forgotten", forgotten)):
-            if batch.ndim != 4 or not batch.numel():
-                raise SettingError(
-                    f"Report: expected at least one picture in {name!r}; found a tensor of shape {tuple(batch.shape)}. "
-                    "Connect an IMAGE output, such as VAE Decode's."
-                )
+        need_pictures("Report", original, forgotten)
         hidden = getattr(cls, "hidden", None)
         prompt, extra, node = (
             getattr(hidden, "prompt", None) or {},
@@ -193,7 +183,7 @@ def strength_of(model, mask, given, prompt, node):
         return apiprompt.in_words(own), ""
     if masks:
         return "", "Careful: other masks than this one were applied to the model."
-    return apiprompt.in_words(apiprompt.strengths_of(prompt, node)), ""
+    return apiprompt.in_words(apiprompt.strengths(prompt, apiprompt.source(prompt, node, "forgotten"))), ""
 
 
 def model_rows(model, mask, prompt, node, hash_model):
@@ -220,7 +210,7 @@ def model_rows(model, mask, prompt, node, hash_model):
 def model_files(prompt, node):
     """``(name, path)`` of each model file that the pictures come from, as far as the workflow says; names are not trusted."""
     found = {}
-    for other in apiprompt.upstream(prompt, node):
+    for other in apiprompt.in_order(prompt, node):
         entry = prompt[other]
         field, folder = LOADERS.get(entry.get("class_type"), ("", ""))
         name = (entry.get("inputs") or {}).get(field)

@@ -11,12 +11,12 @@ from comfy_api.latest import io
 
 from ..uniforget import compactfile, config
 from ..uniforget.compact import report as cut_report
-from ..uniforget.errors import ModelFileError, SettingError, UniForgetError
+from ..uniforget.errors import ModelFileError, SettingError
 from ..uniforget.fileplan import Use
 from ..uniforget.hosts.comfy_compact import load
 from ..uniforget.sanitize import sanitize
 from ..uniforget.subspace import Subspace
-from .inputs import CATEGORY, MaskType, search, show, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input, valid
 from .maskio import EXTENSION, check_name, target_path
 
 # ComfyUI's folders of models that hold a denoiser; it looks for models in the output folder's folders of these names, too.
@@ -91,14 +91,8 @@ class SaveSanitized(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name, filename_prefix):
-        try:
-            if model_name is not None:  # None: another node chooses, and execute checks it
-                find_model(model_name)
-            if filename_prefix is not None:
-                check_name(filename_prefix, folder_paths.get_output_directory())
-        except UniForgetError as error:
-            return str(error)
-        return True
+        wrong = valid(find_model, model_name)
+        return valid(check_name, filename_prefix, folder_paths.get_output_directory()) if wrong is True else wrong
 
     @classmethod
     def execute(
@@ -169,12 +163,7 @@ class LoadCompact(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name):
-        try:
-            if model_name is not None:  # None: another node chooses, and execute checks it
-                find_model(model_name)
-        except UniForgetError as error:
-            return str(error)
-        return True
+        return valid(find_model, model_name)
 
     @classmethod
     def fingerprint_inputs(cls, model_name):

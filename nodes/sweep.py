@@ -10,7 +10,7 @@ from ..uniforget.hosts.comfy_sampling import Bar, sample, sample_original
 from ..uniforget.similarity import correlation
 from ..uniforget.sweep import plan
 from .apply import forget, remarks
-from .compare import as_image, keeper
+from .compare import as_image, keeper, saving_inputs
 from .gridsheet import grid_sheet
 from .inputs import CATEGORY, MaskType, search, to_input
 from .sampling import decode, drawing, sampler_inputs
@@ -42,19 +42,7 @@ class StrengthSweep(io.ComfyNode):
                 *(to_input(p) for p in config.SWEEP.values()),
                 *(to_input(p) for p in KINDS),
                 *sampler_inputs(),
-                io.Boolean.Input(
-                    "save",
-                    default=True,
-                    tooltip=(
-                        "On: all pictures, and the grid as one, are saved into ComfyUI's output folder. "
-                        "Off: they are kept only until ComfyUI restarts."
-                    ),
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="uniforget/sweep",
-                    tooltip="Where to save, inside ComfyUI's output folder. A slash makes a folder.",
-                ),
+                *saving_inputs("the grid as one", "uniforget/sweep"),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[

@@ -61,6 +61,18 @@ def object_info(client):
 
 
 @pytest.fixture(scope="session")
+def graph(object_info):
+    """``graph(kind, **inputs)``: a node for the API, with the defaults of all widgets that are not given."""
+
+    def make(kind, **inputs):
+        specs = object_info[kind]["input"]["required"]
+        defaults = {n: s[1]["default"] for n, s in specs.items() if len(s) > 1 and "default" in s[1]}
+        return {"class_type": kind, "inputs": {**defaults, **inputs}}
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def as_prompt(object_info):
     """``as_prompt(workflow)``: a saved workflow as a prompt for the API."""
     return lambda workflow: to_prompt(workflow, object_info)

@@ -6,18 +6,6 @@ from launcher.errors import WorkflowError
 
 
 @pytest.fixture
-def graph(object_info):
-    """``graph(kind, **inputs)``: a node for the API, with the defaults of all widgets that are not given."""
-
-    def make(kind, **inputs):
-        specs = object_info[kind]["input"]["required"]
-        defaults = {n: s[1]["default"] for n, s in specs.items() if len(s) > 1 and "default" in s[1]}
-        return {"class_type": kind, "inputs": {**defaults, **inputs}}
-
-    return make
-
-
-@pytest.fixture
 def pictures(graph):
     def make(**inputs):
         small = {"width": 64, "height": 64, "noises": 3, "baseline": 4, "sampling_steps": 2}

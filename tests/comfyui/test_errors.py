@@ -31,18 +31,6 @@ def mask(gates=None, kind="ffn", family="sd3"):
 
 
 @pytest.fixture
-def graph(object_info):
-    """``graph(kind, **inputs)``: a node for the API, with the defaults of all widgets that are not given."""
-
-    def make(kind, **inputs):
-        specs = object_info[kind]["input"]["required"]
-        defaults = {n: s[1]["default"] for n, s in specs.items() if len(s) > 1 and "default" in s[1]}
-        return {"class_type": kind, "inputs": {**defaults, **inputs}}
-
-    return make
-
-
-@pytest.fixture
 def load_and_save(graph):
     return lambda name, prefix: {
         "1": graph("UniForgetLoadMask", mask_name=name),

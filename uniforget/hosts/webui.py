@@ -43,7 +43,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FORGE = find_spec("modules_forge") is not None
 TITLE = "UniForget"
 SETTING = "uniforget_folder"
-DOCS = "https://github.com/uniforget/uniforget#readme"
 # Names as people write them; everything else about a control is in config.WEBUI.
 NAMES = {
     "mask": "Mask",
@@ -185,7 +184,7 @@ class UniForgetScript(scripts.Script):
                 put("blocks", gr.Textbox, placeholder="all")
                 put("compare", gr.Checkbox)
             gr.Markdown(
-                f"Masks are learned in ComfyUI or on the command line ([how]({DOCS})), from neutral prompts only. In `{ROOT}`:\n\n"
+                f"Masks are learned in ComfyUI or on the command line, from neutral prompts only; README.md in `{ROOT}` says how. There:\n\n"
                 f"`python -m uniforget learn CHECKPOINT.safetensors -o {masks_folder() / 'my_mask.safetensors'}`"
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -19,7 +20,7 @@ Report = Callable[[Progress], None]
 Kind = TypeVar("Kind", bound=Objective)
 
 
-class Training(Generic[Kind]):
+class Training(ABC, Generic[Kind]):
     """A run: its state, and how it moves on. What is kept leads to the same result, bit for bit.
 
     Attributes:
@@ -51,9 +52,9 @@ class Training(Generic[Kind]):
         self.key = prefix + run_key(model, settings, info)
         self.file = state.path_of(folder, self.key) if folder else None
 
+    @abstractmethod
     def update(self, objective: Kind, step: int) -> Progress:
         """Move `numbers` once."""
-        raise NotImplementedError
 
     def look(self, objective: Kind, progress: Progress) -> None:
         """After an update, when there is more to measure than its loss."""
