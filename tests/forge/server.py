@@ -35,10 +35,12 @@ class ForgeServer:
     def __enter__(self):
         (self.data / "extensions").mkdir(exist_ok=True)
         (self.data / "extensions" / "uniforget").symlink_to(ROOT, target_is_directory=True)
+        # With several threads, Forge draws black on the CPU under torch 2.14 (so it does without any extension).
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [self.python, "-W", "ignore", "launch.py", *OPTIONS, "--data-dir", str(self.data), "--port", str(self.port)]
         with open(self.log, "wb") as out:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=dict(os.environ)
+                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
             )
         end = time.monotonic() + 600
         while True:

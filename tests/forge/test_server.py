@@ -35,6 +35,7 @@ def plain(server, mask):
     """The picture without a mask."""
     [picture], [text] = server.draw()
     assert "UniForget" not in text
+    assert len(set(picture)) > 1, "Forge drew a plain surface, which no mask can change"
     return picture
 
 
