@@ -15,9 +15,10 @@ from torch import nn
 
 from uniforget.config import PRESETS
 from uniforget.learn import learn
-from uniforget.maskset import MaskInfo, MaskSet
-from uniforget.sites import Place, Site
-from uniforget.subspace import Moments, Subspace, collect, subspace_of
+from uniforget.learn.moments import Moments, collect
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.subspace import Subspace, subspace_of
+from uniforget.model.sites import Place, Site
 
 
 class Rotated(nn.Module):

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 
-from uniforget.hosts.compact import compact_
-from uniforget.hosts.diffusers import find_modules
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.hosts.diffusers.apply import find_modules
+from uniforget.hosts.diffusers.compact import compact_
+from uniforget.mask.info import MaskInfo, MaskSet
 
 from .common import machine, write_json
 

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 
 import torch
 
-from uniforget.gates import gated
 from uniforget.learn import Settings, scores
 from uniforget.learn.model import Model, euler
-from uniforget.maskset import MaskInfo, MaskSet
-from uniforget.subspace import Basis, Moments, Subspace, collect
+from uniforget.learn.moments import Moments, collect
+from uniforget.mask.gates import gated
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.subspace import Basis, Subspace
 
 
 def info_of(model, method: str, seed: int) -> MaskInfo:

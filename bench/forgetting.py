@@ -33,13 +33,13 @@ from testbed import concepts, evaluate
 from testbed import model as mmdit
 from testbed.host import TestbedModel
 from testbed.judge import Judge
-from uniforget import files
+from uniforget.checks.similarity import correlation
 from uniforget.config import LEARN, PRESETS
-from uniforget.hosts.diffusers import fold_, project_
+from uniforget.hosts.diffusers.apply import fold_, project_
 from uniforget.learn import Settings, learn
-from uniforget.maskset import MaskInfo, MaskSet
-from uniforget.similarity import correlation
-from uniforget.subspace import Subspace
+from uniforget.mask import files
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.subspace import Subspace
 
 from .common import machine, write_json
 from .finetune import finetuned

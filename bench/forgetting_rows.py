@@ -6,11 +6,11 @@ from typing import Any
 
 from testbed import concepts
 from uniforget.config import RECOVER
-from uniforget.hosts.diffusers import lora_
+from uniforget.hosts.diffusers.apply import lora_
 from uniforget.learn.recover import recover
-from uniforget.maskset import MaskSet
-from uniforget.subspace import Subspace
-from uniforget.subspace.learning import PRESETS as SUBSPACE
+from uniforget.learn.subspace import PRESETS as SUBSPACE
+from uniforget.mask.info import MaskSet
+from uniforget.mask.subspace import Subspace
 
 from . import beyond, controls
 from .forgetting import STRENGTHS, TOGETHER, Bed, Row, drawing

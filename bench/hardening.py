@@ -14,7 +14,7 @@ from typing import Any
 
 from testbed import evaluate as yardstick
 from testbed import model as testbed
-from uniforget.hosts.diffusers import fold_
+from uniforget.hosts.diffusers.apply import fold_
 
 from .common import machine, write_json
 

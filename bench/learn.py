@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from uniforget.gates import ALPHA, DELTA, GAMMA, INITIAL_LOGIT, ZETA, gated, sparsity_loss
-from uniforget.hosts.diffusers import find_modules
+from uniforget.hosts.diffusers.apply import find_modules
 from uniforget.learn import Settings, memory, record_teacher
 from uniforget.learn.loop import BETA_UNIT, _Run
 from uniforget.learn.objectives import OBJECTIVES
-from uniforget.maskset import MaskInfo
+from uniforget.mask.gates import ALPHA, DELTA, GAMMA, INITIAL_LOGIT, ZETA, gated, sparsity_loss
+from uniforget.mask.info import MaskInfo
 
 from .common import allocated, machine, seconds, write_json
 

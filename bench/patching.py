@@ -16,9 +16,9 @@ import comfy.weight_adapter
 import comfyui_version
 import torch
 from comfy.ldm.flux.model import FluxParams
-from uniforget_pack.uniforget.fingerprint import same_base
-from uniforget_pack.uniforget.hosts import comfy as host
-from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
+from uniforget_pack.uniforget.hosts.comfy import apply as host
+from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.model.fingerprint import same_base
 
 from .common import allocated, machine, resident, seconds
 

@@ -22,14 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from uniforget import files, safefile
-from uniforget.filecli import uses_of
-from uniforget.fileplan import Use, plan
-from uniforget.hosts.published import MODELS
-from uniforget.maskset import MaskInfo, MaskSet
-from uniforget.safefile import Entry, Header
-from uniforget.sanitize import sanitize
-from uniforget.sites import find_sites
+from uniforget.checkpoint import safefile
+from uniforget.checkpoint.fileplan import Use, plan
+from uniforget.checkpoint.safefile import Entry, Header
+from uniforget.checkpoint.sanitize import sanitize
+from uniforget.cli.files import uses_of
+from uniforget.hosts.diffusers.published import MODELS
+from uniforget.mask import files
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.model.sites import find_sites
 
 from .common import machine, resident, write_json
 

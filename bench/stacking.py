@@ -26,13 +26,13 @@ import torch
 from testbed import concepts, evaluate
 from testbed import model as testbed
 from testbed.host import TestbedModel
-from uniforget import files
-from uniforget.combine import combine
 from uniforget.config import PRESETS, RECOVER
-from uniforget.hosts.diffusers import lora_
+from uniforget.hosts.diffusers.apply import lora_
 from uniforget.learn import learn
 from uniforget.learn.recover import Lora, recover
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.mask import files
+from uniforget.mask.combine import combine
+from uniforget.mask.info import MaskInfo, MaskSet
 
 from .common import machine, write_json
 from .forgetting import SECOND, Bed, drawing

@@ -5,11 +5,11 @@ import logging
 from comfy_api.latest import io
 
 from ..uniforget import config
-from ..uniforget.fingerprint import same_base
-from ..uniforget.fold import factors
-from ..uniforget.hosts import comfy as host
-from ..uniforget.hosts.comfy_subspace import apply_subspace
-from ..uniforget.subspace import Subspace, effective
+from ..uniforget.hosts.comfy import apply as host
+from ..uniforget.hosts.comfy.subspace import apply_subspace
+from ..uniforget.mask.fold import factors
+from ..uniforget.mask.subspace import Subspace, effective
+from ..uniforget.model.fingerprint import same_base
 from .inputs import CATEGORY, MaskType, search, show, to_input
 
 

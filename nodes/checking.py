@@ -9,7 +9,7 @@ import torch
 
 from ..testbed.evaluate import some_learning_prompts
 from ..uniforget import config
-from ..uniforget.hosts.comfy_sampling import random_state_kept
+from ..uniforget.hosts.comfy.sample import random_state_kept
 from ..uniforget.prompts import neutral_prompts
 from .apply import forget
 from .demo import TestbedModel

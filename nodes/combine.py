@@ -5,11 +5,11 @@ import logging
 from comfy_api.latest import io
 
 from ..uniforget import config
-from ..uniforget.blocks import describe_blocks
-from ..uniforget.combine import blocks_in, cautions, chosen_kinds, combine, report, select, select_layers
-from ..uniforget.detect import family
 from ..uniforget.errors import SettingError
-from ..uniforget.subspace import Subspace
+from ..uniforget.mask.combine import blocks_in, cautions, chosen_kinds, combine, report, select, select_layers
+from ..uniforget.mask.subspace import Subspace
+from ..uniforget.model.blocks import describe_blocks
+from ..uniforget.model.detect import family
 from .inputs import CATEGORY, MaskType, search, show, to_input
 
 

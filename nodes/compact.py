@@ -5,12 +5,12 @@ import logging
 from comfy_api.latest import io
 
 from ..uniforget import config
-from ..uniforget.compact import report
+from ..uniforget.checkpoint.compact import report
 from ..uniforget.errors import SettingError
-from ..uniforget.fingerprint import same_base
-from ..uniforget.hosts import comfy as host
-from ..uniforget.hosts.comfy_compact import compact
-from ..uniforget.subspace import Subspace
+from ..uniforget.hosts.comfy import apply as host
+from ..uniforget.hosts.comfy.compact import compact
+from ..uniforget.mask.subspace import Subspace
+from ..uniforget.model.fingerprint import same_base
 from .inputs import CATEGORY, MaskType, search, show, to_input
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..uniforget.apiprompt import in_words, made_by, source, strengths
 from ..uniforget.errors import SettingError
+from ..uniforget.report.graph import in_words, made_by, source, strengths
 from .inputs import CATEGORY, search
 from .sidebyside import side_by_side
 
@@ -80,7 +80,7 @@ def shown(original, forgotten, labels, keep, sheet, settings=((), ())):
         original, forgotten: pictures (n, height, width, channels), floats in [0, 1].
         keep: from :func:`keeper`.
         sheet: whether to keep one picture with both sides and their labels, too.
-        settings: how each side was made, as lines to copy; see :func:`~uniforget.apiprompt.made_by`.
+        settings: how each side was made, as lines to copy; see :func:`~uniforget.report.graph.made_by`.
 
     Raises:
         SettingError: a batch has no pictures.

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..uniforget import masktext
+from ..uniforget.mask import text as masktext
 from .inputs import CATEGORY, MaskType, search, show, valid
 
 

@@ -15,12 +15,12 @@ from ..testbed.concepts import CANVAS
 from ..testbed.evaluate import learning_prompts
 from ..uniforget import __version__, config
 from ..uniforget.errors import SettingError
-from ..uniforget.hosts import comfy as host
+from ..uniforget.hosts.comfy import apply as host
 from ..uniforget.learn import Settings, curve_csv
 from ..uniforget.learn.overflow import Overflow
-from ..uniforget.maskset import MaskInfo
+from ..uniforget.mask.info import MaskInfo
+from ..uniforget.model.sites import target_kinds
 from ..uniforget.prompts import neutral_prompts, parse_prompts, prompts_hash
-from ..uniforget.sites import target_kinds
 from .demo import TestbedModel
 from .inputs import CATEGORY, MaskType, search, show, to_input
 from .picture import curve_picture

@@ -4,10 +4,10 @@ from itertools import groupby
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..uniforget.blocks import block_rows
-from ..uniforget.detect import family
-from ..uniforget.maskmap import mask_map
-from ..uniforget.subspace import Subspace
+from ..uniforget.mask.map import mask_map
+from ..uniforget.mask.subspace import Subspace
+from ..uniforget.model.blocks import block_rows
+from ..uniforget.model.detect import family
 
 # Cividis: made so that people with and without colour blindness see the same order, and readable in grey. web/maskmap_view.js has it too.
 SCALE = ("#00204d", "#00336f", "#39486b", "#575c6d", "#707173", "#8a8779", "#a69d75", "#c4b56c", "#e4cf5b", "#ffea46")
@@ -37,7 +37,7 @@ def mask_picture(mask, theme="dark", kept=None):
         kept: blocks that stay switched off, as the map's columns name them; the others are drawn faded. None: all.
 
     Raises:
-        FamilyError, MaskError: see :func:`uniforget.maskmap.mask_table`.
+        FamilyError, MaskError: see :func:`uniforget.mask.map.mask_table`.
     """
     found = mask_map(mask)
     paper, ink, faint, nothing = THEMES[theme]

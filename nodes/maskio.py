@@ -8,9 +8,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..uniforget import files, maskfile
 from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError
-from ..uniforget.subspace import subspacefile
+from ..uniforget.mask import file as maskfile
+from ..uniforget.mask import files, subspacefile
 from .inputs import CATEGORY, MaskType, search, show, valid
 
 FOLDER = "uniforget"

@@ -5,9 +5,9 @@ import torch
 from comfy_api.latest import io
 
 from ..uniforget import config
-from ..uniforget.combine import select, select_layers
-from ..uniforget.maskmap import map_data, named_blocks
-from ..uniforget.subspace import Subspace
+from ..uniforget.mask.combine import select, select_layers
+from ..uniforget.mask.map import map_data, named_blocks
+from ..uniforget.mask.subspace import Subspace
 from .inputs import CATEGORY, MaskType, search, to_input
 from .mappicture import mask_picture
 

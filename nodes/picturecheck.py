@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..uniforget import config
 from ..uniforget.checks import picture as check
 from ..uniforget.errors import SettingError
-from ..uniforget.hosts.comfy_predict import predicting
+from ..uniforget.hosts.comfy.predict import predicting
 from .checkbars import bars
 from .checking import drawn, encoder, forgotten, neutral
 from .inputs import CATEGORY, MaskType, search, show, to_input

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..uniforget import config
-from ..uniforget.hosts.comfy_sampling import Bar, sample, sample_original
+from ..uniforget.hosts.comfy.sample import Bar, sample, sample_original
 from .apply import forget, remarks
 from .compare import keeper, saving_inputs, shown
 from .inputs import CATEGORY, MaskType, search, to_input

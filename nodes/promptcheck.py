@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..uniforget import config
 from ..uniforget.checks import prompt as check
 from ..uniforget.errors import SettingError
-from ..uniforget.hosts.comfy_predict import predicting
+from ..uniforget.hosts.comfy.predict import predicting
 from ..uniforget.prompts import parse_prompts
 from .checking import encoder, forgotten, neutral
 from .inputs import CATEGORY, MaskType, search, show, to_input

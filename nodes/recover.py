@@ -9,14 +9,15 @@ import comfy.lora_convert
 import folder_paths
 from comfy_api.latest import io
 
-from ..uniforget import config, lorafile
-from ..uniforget.hosts import comfy as host
-from ..uniforget.hosts.comfy_subspace import apply_subspace, layers_of
+from ..uniforget import config
+from ..uniforget.checkpoint import lora as lorafile
+from ..uniforget.hosts.comfy import apply as host
+from ..uniforget.hosts.comfy.subspace import apply_subspace, layers_of
 from ..uniforget.learn import Settings
 from ..uniforget.learn.recover import one_of_each, recover
+from ..uniforget.mask.subspace import match_layers
+from ..uniforget.model.sites import match_sites
 from ..uniforget.prompts import prompts_hash
-from ..uniforget.sites import match_sites
-from ..uniforget.subspace import match_layers
 from .inputs import CATEGORY, MaskType, search, show, to_input, valid
 from .learn import prepare, read_prompts
 from .maskio import check_name, target_path

@@ -13,11 +13,14 @@ import torch
 from comfy_api.latest import io
 
 from ..testbed import model as tb
-from ..uniforget import __version__, apiprompt, atomic, maskfile, report
+from ..uniforget import __version__, atomic
 from ..uniforget.errors import ReportFileError
-from ..uniforget.fingerprint import same_base
-from ..uniforget.hosts import comfy as host
-from ..uniforget.subspace import Subspace
+from ..uniforget.hosts.comfy import apply as host
+from ..uniforget.mask import file as maskfile
+from ..uniforget.mask.subspace import Subspace
+from ..uniforget.model.fingerprint import same_base
+from ..uniforget.report import graph as apiprompt
+from ..uniforget.report import report
 from .compare import need_pictures, notes, pairs
 from .demo import BUNDLED, DemoModel
 from .inputs import CATEGORY, MaskType, search, show, valid

@@ -10,10 +10,11 @@ import threading
 
 from aiohttp import web
 
-from ..uniforget import maskfile, masktext
-from ..uniforget.detect import family
 from ..uniforget.errors import FamilyError, MaskFileMissingError, SettingError, TooLargeError, UniForgetError
-from ..uniforget.subspace import subspacefile
+from ..uniforget.mask import file as maskfile
+from ..uniforget.mask import subspacefile
+from ..uniforget.mask import text as masktext
+from ..uniforget.model.detect import family
 from .maskio import check_name, find_mask, target_path
 
 # A name and JSON's own characters beside the text.

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..uniforget import config
 from ..uniforget.errors import SettingError
-from ..uniforget.hosts.comfy_sampling import Drawing
+from ..uniforget.hosts.comfy.sample import Drawing
 from .inputs import to_input
 
 CHOICES = {

@@ -9,13 +9,14 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..uniforget import compactfile, config
-from ..uniforget.compact import report as cut_report
+from ..uniforget import config
+from ..uniforget.checkpoint import compactfile
+from ..uniforget.checkpoint.compact import report as cut_report
+from ..uniforget.checkpoint.fileplan import Use
+from ..uniforget.checkpoint.sanitize import sanitize
 from ..uniforget.errors import ModelFileError, SettingError
-from ..uniforget.fileplan import Use
-from ..uniforget.hosts.comfy_compact import load
-from ..uniforget.sanitize import sanitize
-from ..uniforget.subspace import Subspace
+from ..uniforget.hosts.comfy.compact import load
+from ..uniforget.mask.subspace import Subspace
 from .inputs import CATEGORY, MaskType, search, show, to_input, valid
 from .maskio import EXTENSION, check_name, target_path
 

@@ -17,7 +17,7 @@ from ..testbed.data import to_pixels
 from ..testbed.evaluate import evaluate, neutral_prompts
 from ..testbed.judge import Judge
 from ..uniforget.errors import FamilyError
-from ..uniforget.hosts.comfy import applied
+from ..uniforget.hosts.comfy.apply import applied
 from .demo import TestbedModel
 from .inputs import CATEGORY, MaskType, show
 

@@ -6,9 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..uniforget import config
-from ..uniforget.hosts.comfy_sampling import Bar, sample, sample_original
-from ..uniforget.similarity import correlation
-from ..uniforget.sweep import plan
+from ..uniforget.checks.similarity import correlation
+from ..uniforget.hosts.comfy.sample import Bar, sample, sample_original
+from ..uniforget.report.sweep import plan
 from .apply import forget, remarks
 from .compare import as_image, keeper, saving_inputs
 from .gridsheet import grid_sheet

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..uniforget import config
 from ..uniforget.errors import MaskError, SettingError
-from ..uniforget.subspace import Subspace
+from ..uniforget.mask.subspace import Subspace
 from .inputs import CATEGORY, MaskType, search, show, to_input
 
 

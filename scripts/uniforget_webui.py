@@ -17,6 +17,6 @@ if "modules.scripts" in sys.modules and "modules.script_callbacks" in sys.module
     sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[PACKAGE])
 
-    webui = importlib.import_module(f"{PACKAGE}.hosts.webui")
+    webui = importlib.import_module(f"{PACKAGE}.hosts.webui.script")
     UniForgetScript = webui.UniForgetScript
     webui.register()

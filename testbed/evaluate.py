@@ -108,7 +108,7 @@ def learned(transformer, encoder, tokenizer, preset, seed):
     """What the demo workflow learns with this preset: a :class:`uniforget.learn.Result`."""
     from uniforget.config import LEARN, PRESETS
     from uniforget.learn import Settings, learn
-    from uniforget.maskset import MaskInfo
+    from uniforget.mask.info import MaskInfo
 
     from .host import TestbedModel
 
@@ -133,8 +133,8 @@ def main(argv=None):
     transformer, encoder, tokenizer = tb.load()
     extra = {}
     if args.mask or args.preset:
-        from uniforget.hosts.diffusers import fold_
-        from uniforget.maskfile import load
+        from uniforget.hosts.diffusers.apply import fold_
+        from uniforget.mask.file import load
 
         mask = load(args.mask) if args.mask else learned(transformer, encoder, tokenizer, args.preset, args.seed).mask
         fold_(transformer, mask, args.strength)

@@ -22,7 +22,7 @@ class TestbedModel:
     """
 
     def __init__(self, transformer, encoder, tokenizer, prompts, steps=STEPS, kinds=("ffn", "norm")):
-        from uniforget.hosts.diffusers import find_modules, layers_of
+        from uniforget.hosts.diffusers.apply import find_modules, layers_of
 
         self.transformer = transformer
         self.family, sites, self.modules = find_modules(transformer)

@@ -1,6 +1,6 @@
 """UniForget: make text-to-image models forget what they memorized, without naming it.
 
-The package imports no host and does nothing at import. Beside the names below, see ``learn``, ``combine``, ``fold`` and ``hosts``.
+The package imports no host and does nothing at import. Beside the names below, see ``learn``, ``mask`` and ``hosts``.
 """
 
 __version__ = "0.1.0"
@@ -14,8 +14,8 @@ from .errors import (
     SettingError,
     UniForgetError,
 )
-from .maskfile import load, save
-from .maskset import MaskInfo, MaskSet
+from .mask.file import load, save
+from .mask.info import MaskInfo, MaskSet
 
 __all__ = [
     "FamilyError",

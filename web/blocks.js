@@ -1,4 +1,4 @@
-// Selections of blocks as artists write them (IN4-8, MID): read as uniforget/blocks.py reads them, and written.
+// Selections of blocks as artists write them (IN4-8, MID): read as uniforget/model/blocks.py reads them, and written.
 
 const ITEM =
   /^(?:([a-z_]+)(?:\s+(?:blocks?|layers?)\b)?[\s.]*)?(?:([0-9]{1,6})(?![0-9])(?:\s*[-\u2013]\s*(?:([a-z_]+)[\s.]*)?([0-9]{1,6})(?![0-9]))?)?\s*/i

@@ -2,8 +2,8 @@
 
 import torch
 
-from uniforget import masktext
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.mask import text as masktext
+from uniforget.mask.info import MaskInfo, MaskSet
 
 MASK = "UNIFORGET_MASK"
 

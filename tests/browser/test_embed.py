@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from uniforget import maskfile, masktext
-from uniforget.maskset import MaskInfo
-from uniforget.subspace import Basis, Subspace, subspacefile
+from uniforget.mask import file as maskfile
+from uniforget.mask import subspacefile
+from uniforget.mask import text as masktext
+from uniforget.mask.info import MaskInfo
+from uniforget.mask.subspace import Basis, Subspace
 
 from . import masks
 

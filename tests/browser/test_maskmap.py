@@ -4,11 +4,11 @@ import pytest
 
 from launcher.paths import PACK_NAME
 from tests.unit.test_blocks import REFUSED, SELECTIONS
-from uniforget.archs import KINDS
-from uniforget.blocks import block_name, block_of, block_rows, select_blocks
-from uniforget.combine import select
-from uniforget.detect import family
 from uniforget.errors import SettingError
+from uniforget.mask.combine import select
+from uniforget.model.blocks import block_name, block_of, block_rows, select_blocks
+from uniforget.model.detect import family
+from uniforget.model.families.schema import KINDS
 
 from . import masks
 

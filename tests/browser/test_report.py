@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from uniforget import maskfile
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.mask import file as maskfile
+from uniforget.mask.info import MaskInfo, MaskSet
 
 from .conftest import SHOTS
 

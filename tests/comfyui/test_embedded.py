@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from launcher.errors import WorkflowError
-from uniforget import maskfile, masktext
-from uniforget.maskset import MaskInfo, MaskSet
-from uniforget.subspace import Basis, Subspace, subspacefile
+from uniforget.mask import file as maskfile
+from uniforget.mask import subspacefile
+from uniforget.mask import text as masktext
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.subspace import Basis, Subspace
 
 FC2 = "joint_blocks.1.x_block.mlp.fc2"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from launcher.errors import WorkflowError
-from uniforget import maskfile
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.mask import file as maskfile
+from uniforget.mask.info import MaskInfo, MaskSet
 
 FC2 = "joint_blocks.1.x_block.mlp.fc2"
 

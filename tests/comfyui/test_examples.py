@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from launcher.demo import nodes_of, read_workflow
 from launcher.paths import ROOT
 from testbed.model import WEIGHTS
-from uniforget import maskfile
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.mask import file as maskfile
+from uniforget.mask.info import MaskInfo, MaskSet
 
 FOLDER = ROOT / "example_workflows"
 EXAMPLES = sorted(path for path in FOLDER.glob("*.json") if path.stem != "forget_demo")  # which tests/browser runs

@@ -27,12 +27,11 @@ spec = importlib.util.spec_from_file_location(
 )
 sys.modules["extension"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["extension"])
-from extension.fold import factors, fold
-from extension.gates import gated
-from extension.hosts import forge
-from extension.maskset import MaskInfo, MaskSet
-from extension.sites import find_sites
-from extension.webui import Request, Run
+from extension.hosts.webui import Request, Run, forge
+from extension.mask.fold import factors, fold
+from extension.mask.gates import gated
+from extension.mask.info import MaskInfo, MaskSet
+from extension.model.sites import find_sites
 
 UNET = {
     "in_channels": 4, "model_channels": 32, "out_channels": 4, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "num_heads": 8,

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit import diffusers_zoo as zoo
-from uniforget.hosts.diffusers import find_modules
+from uniforget.hosts.diffusers.apply import find_modules
 
 
 @pytest.fixture(scope="module")

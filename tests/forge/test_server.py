@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from tests.forge.server import Refused
 from uniforget import MaskInfo, MaskSet, save
-from uniforget.sites import find_sites
+from uniforget.model.sites import find_sites
 
 PREFIX = "model.diffusion_model."
 MASK = "half.safetensors"

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from uniforget import maskfile
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.mask import file as maskfile
+from uniforget.mask.info import MaskInfo, MaskSet
 
 FFN, NORM, ATTN = (f"joint_blocks.0.x_block.{p}" for p in ("mlp.fc2", "adaLN_modulation.1", "attn.proj"))
 INFO = MaskInfo(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from uniforget.apiprompt import LINES, LONGEST, in_order, in_words, made_by, settings_of, source, strengths, workflow_text
+from uniforget.report.graph import LINES, LONGEST, in_order, in_words, made_by, settings_of, source, strengths, workflow_text
 
 PROMPT = {
     "1": {"class_type": "Loader", "inputs": {"name": "a.safetensors"}},

@@ -9,9 +9,9 @@ from bench import controls, forgetting, forgetting_docs, forgetting_rows
 from testbed import attack, concepts, evaluate, host
 from testbed import model as testbed
 from testbed.judge import Judge
-from uniforget.hosts.diffusers import fold_
+from uniforget.hosts.diffusers.apply import fold_
 from uniforget.learn import Settings
-from uniforget.maskset import MaskInfo
+from uniforget.mask.info import MaskInfo
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_fisher_is_the_squared_sensitivity(model):
     x = model.initial(4, torch.Generator().manual_seed(0))
 
     def change(units):
-        from uniforget.gates import gated
+        from uniforget.mask.gates import gated
 
         gates = torch.ones(768)
         gates[units] = 0
@@ -91,7 +91,8 @@ def test_compensation_makes_up_for_what_is_removed(loaded, model, moments):
 
 
 def test_subspaces_of_equal_rank(model):
-    from uniforget.subspace import collect, subspace_of
+    from uniforget.learn.moments import collect
+    from uniforget.mask.subspace import subspace_of
 
     like = subspace_of(collect(model, model.layers[:3], SETTINGS), model.layers[:3], 0.02, MaskInfo(family="sd3", base=""))
     for other in (controls.random_subspace(model, like, 0), controls.svd_subspace(model, like)):

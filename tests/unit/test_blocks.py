@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from uniforget.archs import KINDS, Blocks
-from uniforget.blocks import block_numbers, block_of, describe_blocks, select_blocks
-from uniforget.combine import blocks_in, chosen_kinds, combine, select
-from uniforget.detect import family
 from uniforget.errors import FamilyError, SettingError
-from uniforget.families import FAMILIES
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.mask.combine import blocks_in, chosen_kinds, combine, select
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.model.blocks import block_numbers, block_of, describe_blocks, select_blocks
+from uniforget.model.detect import family
+from uniforget.model.families import FAMILIES
+from uniforget.model.families.schema import KINDS, Blocks
 
 
 def mask(kinds, family, extra=None, gates=(0.0, 1.0)):

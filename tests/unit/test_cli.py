@@ -14,8 +14,8 @@ from unittest import mock
 import pytest
 
 from uniforget import load
-from uniforget.cli import main
-from uniforget.families import FAMILIES
+from uniforget.cli.app import main
+from uniforget.model.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,12 +5,13 @@ import re
 import pytest
 import torch
 
-from uniforget import __version__, config, maskfile
-from uniforget.archs import KINDS
-from uniforget.combine import MODES, cautions, changes, chosen_kinds, combine, report, select
+from uniforget import __version__, config
 from uniforget.errors import MismatchError, SettingError
-from uniforget.fingerprint import fingerprint
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.mask import file as maskfile
+from uniforget.mask.combine import MODES, cautions, changes, chosen_kinds, combine, report, select
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.model.families.schema import KINDS
+from uniforget.model.fingerprint import fingerprint
 
 FFN, NORM, ATTN = (f"joint_blocks.0.x_block.{leaf}" for leaf in ("mlp.fc2", "adaLN_modulation.1", "attn.proj"))
 KIND_OF = {FFN: "ffn", NORM: "norm", ATTN: "attn"}

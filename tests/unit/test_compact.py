@@ -10,14 +10,15 @@ from safetensors.torch import load_file, save_file
 from tests.unit import diffusers_zoo as zoo
 from tests.unit.test_cli import here
 from tests.unit.tiny import tiny_transformer
-from uniforget import compact, compactfile, files, safefile
-from uniforget.compact import Cut, plan
-from uniforget.detect import canonical, detect
+from uniforget.checkpoint import compact, compactfile, safefile
+from uniforget.checkpoint.compact import Cut, plan
 from uniforget.errors import MismatchError, ModelFileError, SettingError
-from uniforget.fold import fold
-from uniforget.hosts.compact import compact_
-from uniforget.hosts.diffusers import find_modules, fold_
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.hosts.diffusers.apply import find_modules, fold_
+from uniforget.hosts.diffusers.compact import compact_
+from uniforget.mask import files
+from uniforget.mask.fold import fold
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.model.detect import canonical, detect
 
 
 def shapes_of(model):

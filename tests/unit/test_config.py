@@ -8,8 +8,8 @@ import pytest
 from uniforget import config
 from uniforget.errors import SettingError
 from uniforget.learn import OBJECTIVES, Settings, memory
+from uniforget.model.sites import TARGETS
 from uniforget.param import Param
-from uniforget.sites import TARGETS
 
 ALL = [*config.LEARN.values(), *config.APPLY.values(), *config.WEBUI.values()]
 

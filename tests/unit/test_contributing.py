@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from uniforget import archs, detect
-from uniforget.sites import find_sites
+from uniforget.model import detect
+from uniforget.model.families import schema as archs
+from uniforget.model.sites import find_sites
 
 ROOT = Path(__file__).resolve().parents[2]
 

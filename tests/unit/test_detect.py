@@ -2,12 +2,12 @@
 
 import pytest
 
-from uniforget import detect as module
-from uniforget.detect import canonical, detect, family
 from uniforget.errors import FamilyError, MismatchError
-from uniforget.families import FAMILIES
-from uniforget.families.strangers import STRANGERS
-from uniforget.sites import find_sites
+from uniforget.model import detect as module
+from uniforget.model.detect import canonical, detect, family
+from uniforget.model.families import FAMILIES
+from uniforget.model.families.unsupported import STRANGERS
+from uniforget.model.sites import find_sites
 
 TO_K = "transformer_blocks.0.attn2.to_k.weight"
 CHROMA_MLP = {"single_transformer_blocks.0.proj_mlp.weight": (8, 8)}

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tests.unit import diffusers_zoo as zoo
-from uniforget.archs import KINDS
 from uniforget.errors import FamilyError
-from uniforget.fold import factors
-from uniforget.gates import gated
-from uniforget.hosts.diffusers import find_modules, fold_
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.hosts.diffusers.apply import find_modules, fold_
+from uniforget.mask.fold import factors
+from uniforget.mask.gates import gated
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.model.families.schema import KINDS
 
 
 class Loaded:

@@ -3,9 +3,9 @@
 import pytest
 
 from tests.unit import diffusers_zoo as zoo
-from uniforget.archs import KINDS
-from uniforget.families import sizes
-from uniforget.hosts.diffusers import find_modules
+from uniforget.hosts.diffusers.apply import find_modules
+from uniforget.model.families import sizes
+from uniforget.model.families.schema import KINDS
 
 # Billions of parameters, from model cards and file sizes (which round).
 PUBLISHED = {

@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 from bench.common import allocated
 from bench.learn import flux
 from tests.unit import diffusers_zoo as zoo
-from uniforget import estimate as engine
-from uniforget.cli import app
+from uniforget.cli import estimate as engine
+from uniforget.cli.app import app
 from uniforget.errors import SettingError
-from uniforget.gates import gated
-from uniforget.hosts.diffusers import find_modules
+from uniforget.hosts.diffusers.apply import find_modules
 from uniforget.learn import Settings, memory
 from uniforget.learn.footprint import footprint, fused_attention, on_meta
+from uniforget.mask.gates import gated
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from uniforget.fingerprint import SAME, SAME_COARSE, fingerprint, same_base, similarity
+from uniforget.model.fingerprint import SAME, SAME_COARSE, fingerprint, same_base, similarity
 
 
 def model(seed=0):

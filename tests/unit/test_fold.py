@@ -5,11 +5,11 @@ import torch
 
 from tests.unit.tiny import TinyModel, info, random_mask
 from uniforget.errors import FamilyError, MismatchError
-from uniforget.fold import edits, factors, fold
-from uniforget.gates import gated
-from uniforget.hosts.diffusers import fold_
-from uniforget.maskset import MaskSet
-from uniforget.sites import Place, Site
+from uniforget.hosts.diffusers.apply import fold_
+from uniforget.mask.fold import edits, factors, fold
+from uniforget.mask.gates import gated
+from uniforget.mask.info import MaskSet
+from uniforget.model.sites import Place, Site
 
 
 def predict(model):

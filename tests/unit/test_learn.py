@@ -5,8 +5,8 @@ import torch
 
 from tests.unit.tiny import TinyModel, info
 from uniforget.errors import LearnError
-from uniforget.gates import gated, hard_gates, sample_noise, soft_gates, sparsity_loss
 from uniforget.learn import OBJECTIVES, Settings, learn, record_teacher
+from uniforget.mask.gates import gated, hard_gates, sample_noise, soft_gates, sparsity_loss
 
 SETTINGS = Settings(beta=1.0, steps=12, batch=4, noises=1, cfg=2.0)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.unit.tiny import TinyModel
-from uniforget.gates import gated
 from uniforget.learn import OBJECTIVES, Settings, memory, record_teacher
+from uniforget.mask.gates import gated
 
 SETTINGS = Settings(batch=3, noises=1, cfg=2.0)
 

@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 
 from tests.unit.masks import INFO, MASKS, assert_same, coded_mask, hard_mask, split
-from uniforget import maskfile
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.mask import file as maskfile
+from uniforget.mask.info import MaskInfo, MaskSet
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from tests.unit.masks import FFN, INFO, hard_mask, soft_mask
-from uniforget import atomic, errors, maskfile, sitetable
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget import atomic, errors
+from uniforget.mask import file as maskfile
+from uniforget.mask import sitetable
+from uniforget.mask.info import MaskInfo, MaskSet
 
 
 def test_missing_folder_and_oversized(tmp_path):

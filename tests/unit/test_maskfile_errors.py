@@ -12,8 +12,10 @@ import torch
 from safetensors.numpy import save as safetensors_bytes
 
 from tests.unit.masks import FFN, INFO, MASKS, assert_same, changed, coded_mask, hard_mask, join, refused, split
-from uniforget import errors, maskfile, sitetable
-from uniforget.maskset import MaskSet
+from uniforget import errors
+from uniforget.mask import file as maskfile
+from uniforget.mask import sitetable
+from uniforget.mask.info import MaskSet
 
 
 def test_the_helpers_change_nothing_by_themselves():

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from tests.unit.masks import INFO, coded_mask, hard_mask, join, soft_mask, split
-from uniforget import bitcode, errors, maskfile, sitetable
-from uniforget.archs import KINDS
-from uniforget.maskset import MaskSet
+from uniforget import errors
+from uniforget.mask import bitcode, sitetable
+from uniforget.mask import file as maskfile
+from uniforget.mask.info import MaskSet
+from uniforget.model.families.schema import KINDS
 
 SEEDS = [maskfile.dumps(mask) for mask in (hard_mask(), soft_mask(), coded_mask(100, 60, every=25))]
 DIGESTS = {maskfile.loads(data).digest() for data in SEEDS}

@@ -7,14 +7,14 @@ import torch
 
 from tests.unit import diffusers_zoo as zoo
 from tests.unit.masks import INFO
-from uniforget.blocks import block_name, block_of, block_rows, describe_blocks, select_blocks
-from uniforget.detect import family
 from uniforget.errors import FamilyError, MaskError, SettingError
-from uniforget.families import FAMILIES, sizes
-from uniforget.maskmap import MOST_BLOCKS, Cell, map_data, mask_map, mask_table, named_blocks
-from uniforget.maskset import MaskInfo, MaskSet
-from uniforget.sites import find_sites
-from uniforget.subspace import Basis, Subspace
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.map import MOST_BLOCKS, Cell, map_data, mask_map, mask_table, named_blocks
+from uniforget.mask.subspace import Basis, Subspace
+from uniforget.model.blocks import block_name, block_of, block_rows, describe_blocks, select_blocks
+from uniforget.model.detect import family
+from uniforget.model.families import FAMILIES, sizes
+from uniforget.model.sites import find_sites
 
 
 def mask(family, **gates):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from uniforget.errors import MaskError
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.mask.info import MaskInfo, MaskSet
 
 FFN, NORM = "joint_blocks.0.x_block.mlp.fc2", "joint_blocks.0.x_block.adaLN_modulation.1"
 INFO = MaskInfo("sd3", "base")

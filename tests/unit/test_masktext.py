@@ -12,9 +12,12 @@ import torch
 
 from tests.unit.masks import INFO, MASKS, assert_same, changed, hard_mask
 from tests.unit.test_maskfile import flux, random_mask, sd15
-from uniforget import errors, maskfile, masktext, sitetable
-from uniforget.maskset import MaskSet
-from uniforget.subspace import Basis, Subspace
+from uniforget import errors
+from uniforget.mask import file as maskfile
+from uniforget.mask import sitetable
+from uniforget.mask import text as masktext
+from uniforget.mask.info import MaskSet
+from uniforget.mask.subspace import Basis, Subspace
 
 PRESETS = {"weak": (0.242, 0.056), "medium": (0.35, 0.123), "strong": (0.453, 0.191)}  # the paper's shares of ffn and norm
 

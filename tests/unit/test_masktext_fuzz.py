@@ -10,7 +10,9 @@ from tests.unit.masks import coded_mask, hard_mask, soft_mask
 from tests.unit.test_maskfile_fuzz import assert_valid
 from tests.unit.test_maskfile_fuzz import damage as damage_bytes
 from tests.unit.test_masktext import wrap
-from uniforget import errors, maskfile, masktext
+from uniforget import errors
+from uniforget.mask import file as maskfile
+from uniforget.mask import text as masktext
 
 MASKS = [hard_mask(), soft_mask(), coded_mask(100, 60, every=25)]
 TEXTS = [masktext.to_text(mask) for mask in MASKS]

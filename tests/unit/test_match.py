@@ -7,12 +7,12 @@ import torch
 from diffusers import PixArtTransformer2DModel
 
 from tests.unit.tiny import info, random_mask, tiny_transformer
-from uniforget.detect import family
 from uniforget.errors import MismatchError
-from uniforget.fold import edits, factors, fold
-from uniforget.hosts.diffusers import find_modules, fold_
-from uniforget.maskset import MaskSet
-from uniforget.sites import Place, Site, match_sites
+from uniforget.hosts.diffusers.apply import find_modules, fold_
+from uniforget.mask.fold import edits, factors, fold
+from uniforget.mask.info import MaskSet
+from uniforget.model.detect import family
+from uniforget.model.sites import Place, Site, match_sites
 
 NAMES = [f"joint_blocks.{i}.x_block.mlp.fc2" for i in range(9)]
 SITES = [Site(name, "ffn", 4, (Place(name, "in", 4),)) for name in NAMES]

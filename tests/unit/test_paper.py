@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.test_cli import ROOT, here
 from tests.unit.tiny_pipelines import pipeline
-from uniforget import files
+from uniforget.mask import files
 
 PAPER = {"weak": 1.0, "medium": 2.0, "strong": 5.0}
 

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from tests.unit.tiny import info
 from tests.unit.tiny_pipelines import NEGATIVE, PIPELINES, PROMPTS, SIZE, apart, noise_like, own_latents, pipeline, single_file
 from uniforget.errors import FamilyError, LearnError
-from uniforget.fold import factors
-from uniforget.gates import gated
-from uniforget.hosts import pipeline as module
-from uniforget.hosts.diffusers import fold_
-from uniforget.hosts.listener import growth, join, joinable, row
-from uniforget.hosts.pipeline import PipelineModel, denoiser, load_pipeline
+from uniforget.hosts.diffusers import pipeline as module
+from uniforget.hosts.diffusers.apply import fold_
+from uniforget.hosts.diffusers.listener import growth, join, joinable, row
+from uniforget.hosts.diffusers.pipeline import PipelineModel, denoiser, load_pipeline
 from uniforget.learn import Settings, euler, learn
+from uniforget.mask.fold import factors
+from uniforget.mask.gates import gated
 
 STEPS = 3
 

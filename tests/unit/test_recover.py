@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 
 from tests.unit.test_cli import folder, here, learning
 from tests.unit.tiny import TinyModel, random_mask
-from uniforget import lorafile
+from uniforget.checkpoint import lora as lorafile
 from uniforget.errors import LearnError, MismatchError, ModelFileError, SettingError
-from uniforget.hosts.diffusers import fold_, layers_of, lora_, project_
+from uniforget.hosts.diffusers.apply import fold_, layers_of, lora_, project_
 from uniforget.learn import Settings
 from uniforget.learn.recover import one_of_each, recover
-from uniforget.maskset import MaskInfo
-from uniforget.subspace import Basis, Subspace, effective
+from uniforget.mask.info import MaskInfo
+from uniforget.mask.subspace import Basis, Subspace, effective
 
 __all__ = ["folder"]
 SETTINGS = Settings(steps=30, batch=4, noises=1, cfg=2.0, learning_rate=0.02)

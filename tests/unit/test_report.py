@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.unit.masks import hard_mask
-from uniforget import report
 from uniforget.errors import SettingError
-from uniforget.maskset import MaskInfo
-from uniforget.report import Pair, Picture, Report, embed, mask_rows, page
+from uniforget.mask.info import MaskInfo
+from uniforget.report import report
+from uniforget.report.report import Pair, Picture, Report, embed, mask_rows, page
 
 HOSTILE = (
     '</title></style></pre><script>alert(1)</script><img src=x onerror=alert(2)> " onload="x\' &lt; javascript:\u202ex\x00\ud800'

@@ -15,15 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from tests.unit.test_cli import ROOT, folder, here
 from tests.unit.tiny import TinyModel, random_mask, tiny_transformer
-from uniforget import files, safefile
+from uniforget.checkpoint import safefile
+from uniforget.checkpoint.fileplan import Use
+from uniforget.checkpoint.sanitize import marked, sanitize
+from uniforget.checkpoint.verify import verify
 from uniforget.errors import FamilyError, MismatchError, ModelFileError, SettingError
-from uniforget.fileplan import Use
-from uniforget.fold import fold
-from uniforget.hosts.diffusers import find_modules, layers_of, project_
-from uniforget.maskset import MaskInfo, MaskSet
-from uniforget.sanitize import marked, sanitize
-from uniforget.subspace import Basis, Subspace
-from uniforget.verify import verify
+from uniforget.hosts.diffusers.apply import find_modules, layers_of, project_
+from uniforget.mask import files
+from uniforget.mask.fold import fold
+from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.subspace import Basis, Subspace
 
 __all__ = ["folder"]
 PREFIX = "model.diffusion_model."
@@ -300,8 +301,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from uniforget import files, safefile
-from uniforget.fileplan import Use
-from uniforget.sanitize import marked, sanitize
+from uniforget.checkpoint.fileplan import Use
+from uniforget.checkpoint.sanitize import marked, sanitize
 old = safefile.chunks
 def slow(entry):
     print("going", flush=True); time.sleep(0.2)

@@ -8,7 +8,7 @@ from tests.unit.tiny import TinyModel, info
 from uniforget.errors import LearnError
 from uniforget.learn import Settings, learn
 from uniforget.learn.scores import PRESETS, Statistics, _watching, collect, columns, energies, rank
-from uniforget.sites import Place, Site
+from uniforget.model.sites import Place, Site
 
 SETTINGS = Settings(batch=4, noises=1, cfg=2.0, objective="scores")
 

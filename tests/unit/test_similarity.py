@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from uniforget.similarity import correlation
+from uniforget.checks.similarity import correlation
 
 
 def test_by_hand():

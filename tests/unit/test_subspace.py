@@ -11,15 +11,15 @@ from safetensors.torch import save_file
 
 from testbed import evaluate, host
 from testbed import model as testbed
-from uniforget import files
-from uniforget.combine import select_layers
 from uniforget.errors import BadContentsError, LearnError, MaskError, MismatchError, NewerFormatError, NotAMaskError, SettingError
-from uniforget.hosts.diffusers import layers_of, project_
-from uniforget.learn import Settings, learn
-from uniforget.maskset import MaskInfo
-from uniforget.subspace import Basis, Moments, Subspace, collect, moments, project, subspace_of, subspacefile
-from uniforget.subspace.learning import learn_subspace, plan
-from uniforget.subspace.subspace import basis_of
+from uniforget.hosts.diffusers.apply import layers_of, project_
+from uniforget.learn import Settings, learn, moments
+from uniforget.learn.moments import Moments, collect
+from uniforget.learn.subspace import learn_subspace, plan
+from uniforget.mask import files, subspacefile
+from uniforget.mask.combine import select_layers
+from uniforget.mask.info import MaskInfo
+from uniforget.mask.subspace import Basis, Subspace, basis_of, project, subspace_of
 
 INFO = MaskInfo(family="sd3", base="", method="subspace", preset="medium")
 
@@ -51,7 +51,7 @@ def test_every_linear_of_the_blocks_is_looked_at(loaded, model):
     # nothing reads what the last block makes of the text
     assert names == expected - {f"joint_blocks.3.context_block.{part}" for part in per_stream - {"attn.qkv"}}
     comfy = {name: tuple(t.shape) for name, t in testbed.read()[0].items()}
-    from uniforget.subspace import find_layers
+    from uniforget.model.layers import find_layers
 
     assert {(layer.name, layer.kind, layer.width) for layer in find_layers(comfy)[1]} == {
         (layer.name, layer.kind, layer.width) for layer in model.layers

@@ -6,7 +6,7 @@ import torch
 from nodes.gridsheet import FOOT, GAP, HEADER, TITLE, grid_sheet
 from nodes.sidebyside import FRAME, LARGEST
 from uniforget.errors import SettingError
-from uniforget.sweep import MOST_PICTURES, parse_strengths, plan
+from uniforget.report.sweep import MOST_PICTURES, parse_strengths, plan
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -5,10 +5,10 @@ import torch
 
 from tests.unit.webui_host import INPUT, half, subspace, unet
 from uniforget.errors import MismatchError
-from uniforget.fold import fold
-from uniforget.hosts.a1111 import hooked
-from uniforget.subspace import project
-from uniforget.webui import Request, Run
+from uniforget.hosts.webui import Request, Run
+from uniforget.hosts.webui.a1111 import hooked
+from uniforget.mask.fold import fold
+from uniforget.mask.subspace import project
 
 
 def hooks(model):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from tests.unit.webui_host import PACKAGE, Host, half, subspace, unet
-from uniforget.fold import fold
-from uniforget.subspace import Subspace, project
+from uniforget.mask.fold import fold
+from uniforget.mask.subspace import Subspace, project
 
 
 class Packed(nn.Parameter):
@@ -28,20 +28,20 @@ def host(monkeypatch, tmp_path):
 
 @pytest.fixture
 def forge(host):
-    return __import__(f"{PACKAGE}.hosts.forge", fromlist=["forge"])
+    return __import__(f"{PACKAGE}.hosts.webui.forge", fromlist=["forge"])
 
 
 def run(forge, learned, **request):
     """A Run of the extension's own package, with `learned` made over into its classes."""
-    maskset = sys.modules[f"{PACKAGE}.maskset"]
+    maskset = sys.modules[f"{PACKAGE}.mask.info"]
     info = maskset.MaskInfo(learned.info.family, learned.info.base)
     if isinstance(learned, Subspace):
-        own = sys.modules[f"{PACKAGE}.subspace"]
+        own = sys.modules[f"{PACKAGE}.mask.subspace"]
         bases = {n: own.Basis(b.vectors, b.energy, b.first, b.missed) for n, b in learned.bases.items()}
         made = own.Subspace(bases, learned.shared, learned.kinds, learned.threshold, info)
     else:
         made = maskset.MaskSet(learned.gates, learned.kinds, info)
-    return forge.Run(sys.modules[f"{PACKAGE}.webui"].Request(enabled=True, **request), made)
+    return forge.Run(sys.modules[f"{PACKAGE}.hosts.webui"].Request(enabled=True, **request), made)
 
 
 @pytest.fixture

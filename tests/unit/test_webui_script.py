@@ -11,8 +11,8 @@ import torch
 from tests.unit import webui_host
 from tests.unit.webui_host import INPUT, PACKAGE, ROOT, SCRIPT, Host, Processing, execute, half, unet
 from uniforget import MaskInfo, MaskSet, config, save
-from uniforget.fold import fold
-from uniforget.webui.request import LABELS
+from uniforget.hosts.webui.request import LABELS
+from uniforget.mask.fold import fold
 
 ON = (True, "half.safetensors")
 
@@ -253,7 +253,7 @@ def test_the_extension_does_not_stay_on_the_path_and_shadows_nothing(host):
         callback()
     assert str(ROOT) not in sys.path
     ours = sorted(name for name in sys.modules if name.split(".")[0] == PACKAGE)
-    assert f"{PACKAGE}.hosts.webui" in ours
+    assert f"{PACKAGE}.hosts.webui.script" in ours
     assert not [name for name in ours if name.startswith((f"{PACKAGE}.hosts.comfy", f"{PACKAGE}.hosts.diffusers"))]
 
 

@@ -3,8 +3,8 @@
 import torch
 from diffusers import SD3Transformer2DModel
 
-from uniforget.hosts.diffusers import find_modules
-from uniforget.maskset import MaskInfo, MaskSet
+from uniforget.hosts.diffusers.apply import find_modules
+from uniforget.mask.info import MaskInfo, MaskSet
 
 
 def tiny_transformer(seed=0):

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from uniforget import MaskInfo, MaskSet
-from uniforget.sites import find_sites
-from uniforget.subspace import Basis, Subspace
+from uniforget.mask.subspace import Basis, Subspace
+from uniforget.model.sites import find_sites
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "uniforget_webui.py"
@@ -310,7 +310,7 @@ class Host:
         self.monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
         module = execute(SCRIPT)
         [found] = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Script)]
-        self.webui = sys.modules[f"{PACKAGE}.hosts.webui"]
+        self.webui = sys.modules[f"{PACKAGE}.hosts.webui.script"]
         return found()
 
     def call(self, method, *args, **kwargs):

@@ -1,1 +1,1 @@
-"""The only places that import a host: one translator each for ComfyUI and diffusers."""
+"""The only places that import a host: one translator each for ComfyUI, diffusers and the web UIs."""

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..gates import gated
-from ..sites import Site
+from ..mask.gates import gated
+from ..model.sites import Site
 from . import memory
 
 

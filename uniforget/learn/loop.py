@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from ..errors import LearnError
-from ..gates import INITIAL_LOGIT, gated, hard_gates, sample_noise, soft_gates, sparsity_loss
-from ..maskset import MaskInfo, MaskSet
+from ..mask.gates import INITIAL_LOGIT, gated, hard_gates, sample_noise, soft_gates, sparsity_loss
+from ..mask.info import MaskInfo, MaskSet
 from . import scores
 from .model import Model, Progress, Result, Settings
 from .objectives import OBJECTIVES, Objective
@@ -62,7 +62,7 @@ def learn(
             mask = replace(mask, info=replace(mask.info, learn_seconds=round(time.monotonic() - began, 1)))
             return Result(mask, mask)
         if settings.objective == "subspace":
-            from ..subspace.learning import learn_subspace  # which imports this package
+            from .subspace import learn_subspace  # which imports this package
 
             key = run_key(model, settings, info)
             found = learn_subspace(model, settings, info, report, folder / f"{key}.moments.safetensors" if folder else None, tell)

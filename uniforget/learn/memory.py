@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..sites import Site
+from ..model.sites import Site
 from .inplace import OutOfPlace
 
 MODES = ("auto", "keep", "step", "block")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from ..sites import Site
+from ..model.sites import Site
 
 if TYPE_CHECKING:
-    from ..subspace.layers import Layer
+    from ..model.layers import Layer
 
 
 class Model(Protocol):

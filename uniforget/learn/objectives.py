@@ -16,7 +16,7 @@ class Objective(ABC):
     """What the objectives share: installing gates, choosing rows, and how memory is spent.
 
     Args:
-        factors: the mapping that :func:`uniforget.gates.gated` reads.
+        factors: the mapping that :func:`uniforget.mask.gates.gated` reads.
     """
 
     def __init__(

@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional
 
 from ..errors import LearnError
-from ..gates import assemble, by_weight, gated
-from ..maskset import MaskInfo, MaskSet
-from ..subspace import Subspace, effective, project
+from ..mask.gates import assemble, by_weight, gated
+from ..mask.info import MaskInfo, MaskSet
+from ..mask.subspace import Subspace, effective, project
 from . import shards
 from .model import Model, Progress, Settings
 from .objectives import Stepwise

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..archs import KINDS
 from ..errors import LearnError
-from ..maskset import MaskInfo, MaskSet
-from ..sites import Place, Site
+from ..mask.info import MaskInfo, MaskSet
+from ..model.families.schema import KINDS
+from ..model.sites import Place, Site
 from . import shards
 from .model import Model, Progress, Settings
 from .teacher import euler

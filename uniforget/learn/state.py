@@ -18,8 +18,8 @@ from safetensors.torch import save
 
 from .. import atomic
 from ..errors import LearnError
-from ..maskset import MaskInfo
-from ..sites import Site
+from ..mask.info import MaskInfo
+from ..model.sites import Site
 from .model import Progress, Settings
 
 FORMAT = "uniforget learning 2"

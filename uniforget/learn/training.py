@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 
 from ..errors import LearnError
-from ..maskset import MaskInfo
+from ..mask.info import MaskInfo
 from . import memory, shards, state
 from .model import Model, Progress, Settings
 from .objectives import Objective

@@ -54,8 +54,8 @@ class Demo:
 
     def mask(self, kinds=("ffn", "norm"), seed=0, share=0.3, hard=True):
         """A random mask that fits the model."""
-        from uniforget_pack.uniforget.hosts.comfy import base_fingerprint, sites_of
-        from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
+        from uniforget_pack.uniforget.hosts.comfy.apply import base_fingerprint, sites_of
+        from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
 
         family, sites = sites_of(self.model)
         info = MaskInfo(family=family.name, base=base_fingerprint(self.model), method="test")

@@ -10,10 +10,10 @@ import torch
 from uniforget_pack.nodes.apply import ApplyMask
 from uniforget_pack.nodes.demo import DemoModel, load_testbed
 from uniforget_pack.uniforget.errors import MismatchError, SettingError
-from uniforget_pack.uniforget.fold import factors, fold
-from uniforget_pack.uniforget.gates import gated
-from uniforget_pack.uniforget.hosts.comfy import applied, apply_mask, sites_of
-from uniforget_pack.uniforget.maskset import MaskSet
+from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, sites_of
+from uniforget_pack.uniforget.mask.fold import factors, fold
+from uniforget_pack.uniforget.mask.gates import gated
+from uniforget_pack.uniforget.mask.info import MaskSet
 
 FC2 = "joint_blocks.1.x_block.mlp.fc2"
 KEY = f"diffusion_model.{FC2}.weight"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-import uniforget_pack.uniforget.hosts.comfy as host
+import uniforget_pack.uniforget.hosts.comfy.apply as host
 
 from bench import apply, common, patching
 

@@ -185,7 +185,7 @@ def test_pictures_of_other_sizes_are_cropped_in_the_middle(nodes):
 
 def test_noise_levels_are_shares_for_every_kind_of_model(demo):
     import comfy.model_sampling as sampling
-    from uniforget_pack.uniforget.hosts.comfy_predict import Predictor
+    from uniforget_pack.uniforget.hosts.comfy.predict import Predictor
 
     class Guider:
         conds: dict = {}

@@ -7,11 +7,11 @@ from uniforget_pack.nodes.apply import ApplyMask
 from uniforget_pack.nodes.combine import CombineMasks
 from uniforget_pack.nodes.maskio import LoadMask, SaveMask
 from uniforget_pack.uniforget import config
-from uniforget_pack.uniforget.blocks import block_of, describe_blocks, select_blocks
 from uniforget_pack.uniforget.errors import SettingError
-from uniforget_pack.uniforget.hosts.comfy import apply_mask, sites_of
-from uniforget_pack.uniforget.maskset import MaskSet
-from uniforget_pack.uniforget.sites import find_sites
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, sites_of
+from uniforget_pack.uniforget.mask.info import MaskSet
+from uniforget_pack.uniforget.model.blocks import block_of, describe_blocks, select_blocks
+from uniforget_pack.uniforget.model.sites import find_sites
 
 from tests.comfyui.inside import zoo
 

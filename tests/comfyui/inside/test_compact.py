@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from uniforget_pack.nodes.compact import CompactModel
 from uniforget_pack.nodes.sanitize import LoadCompact, SaveSanitized
-from uniforget_pack.uniforget import compactfile, safefile
+from uniforget_pack.uniforget.checkpoint import compactfile, safefile
 from uniforget_pack.uniforget.errors import MismatchError, ModelFileError
-from uniforget_pack.uniforget.hosts.comfy import apply_mask
-from uniforget_pack.uniforget.hosts.comfy_compact import compact, install
-from uniforget_pack.uniforget.maskset import MaskSet
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
+from uniforget_pack.uniforget.hosts.comfy.compact import compact, install
+from uniforget_pack.uniforget.mask.info import MaskSet
 
 from tests.comfyui.inside import zoo
 from tests.comfyui.inside.test_loading_formats import NAME as SD3

@@ -12,11 +12,11 @@ from diffusers.loaders import single_file_utils as single_file
 from diffusers.models.transformers.transformer_chroma import ChromaCombinedTimestepTextProjEmbeddings
 from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 from einops import rearrange
-from uniforget_pack.uniforget.archs import KINDS
-from uniforget_pack.uniforget.fold import fold
-from uniforget_pack.uniforget.hosts.diffusers import find_modules, fold_
-from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
-from uniforget_pack.uniforget.sites import find_sites
+from uniforget_pack.uniforget.hosts.diffusers.apply import find_modules, fold_
+from uniforget_pack.uniforget.mask.fold import fold
+from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.model.families.schema import KINDS
+from uniforget_pack.uniforget.model.sites import find_sites
 
 from tests.comfyui.inside import zoo
 from tests.unit import diffusers_zoo

@@ -13,8 +13,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
 from uniforget_pack.nodes.apply import ApplyMask
 from uniforget_pack.uniforget.errors import FamilyError, MismatchError
-from uniforget_pack.uniforget.hosts.comfy import applied, apply_mask, sites_of
-from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
+from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, sites_of
+from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
 
 from tests.comfyui.inside import zoo
 
@@ -204,7 +204,7 @@ def test_a_model_of_no_family_is_named_with_the_nearest_one(demo, build, config,
 
 @pytest.mark.parametrize("name", zoo.SMALL)
 def test_no_model_of_a_family_is_taken_for_another_whichever_is_asked_first(name, monkeypatch):
-    from uniforget_pack.uniforget import detect
+    from uniforget_pack.uniforget.model import detect
 
     shapes = {k: tuple(v.shape) for k, v in zoo.small(name).diffusion_model.named_parameters()}
     monkeypatch.setattr(detect, "FAMILIES", detect.FAMILIES[::-1])

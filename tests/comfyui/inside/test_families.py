@@ -5,16 +5,16 @@ import comfy.samplers
 import pytest
 import torch
 from uniforget_pack.nodes.learn import empty_latent
-from uniforget_pack.uniforget import families
-from uniforget_pack.uniforget.archs import KINDS
 from uniforget_pack.uniforget.errors import SettingError
-from uniforget_pack.uniforget.fold import factors, fold
-from uniforget_pack.uniforget.gates import gated
-from uniforget_pack.uniforget.hosts.comfy import _thaw as thaw
-from uniforget_pack.uniforget.hosts.comfy import applied, apply_mask, base_fingerprint, differentiable, learn_mask, sites_of
+from uniforget_pack.uniforget.hosts.comfy.apply import _thaw as thaw
+from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, base_fingerprint, differentiable, learn_mask, sites_of
 from uniforget_pack.uniforget.learn import Settings, memory
-from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
-from uniforget_pack.uniforget.sites import find_sites
+from uniforget_pack.uniforget.mask.fold import factors, fold
+from uniforget_pack.uniforget.mask.gates import gated
+from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.model import families
+from uniforget_pack.uniforget.model.families.schema import KINDS
+from uniforget_pack.uniforget.model.sites import find_sites
 
 from tests.comfyui.inside import zoo
 from tests.unit import diffusers_zoo

@@ -11,8 +11,8 @@ from uniforget_pack.nodes.progress import LOOKING
 from uniforget_pack.testbed import model as tb
 from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import SettingError
-from uniforget_pack.uniforget.hosts import comfy as host
-from uniforget_pack.uniforget.hosts.comfy import apply_mask
+from uniforget_pack.uniforget.hosts.comfy import apply as host
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 
 PROMPTS = "cat emoji top left on light blue\n# a comment\n\ndog emoji top right on light green\ncat emoji top left on light blue\nphoto of brick texture"
 

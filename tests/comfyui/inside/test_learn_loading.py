@@ -5,11 +5,11 @@ from dataclasses import replace
 import comfy.model_management as management
 import pytest
 import torch
-from uniforget_pack.uniforget.hosts import comfy as host
-from uniforget_pack.uniforget.hosts.comfy import apply_mask, sites_of
-from uniforget_pack.uniforget.hosts.comfy_subspace import apply_subspace
+from uniforget_pack.uniforget.hosts.comfy import apply as host
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, sites_of
+from uniforget_pack.uniforget.hosts.comfy.subspace import apply_subspace
 from uniforget_pack.uniforget.learn import Settings
-from uniforget_pack.uniforget.maskset import MaskInfo
+from uniforget_pack.uniforget.mask.info import MaskInfo
 
 from tests.comfyui.inside import zoo
 from tests.comfyui.inside.test_loading_formats import NAME, load, numbers, predict, twin

@@ -5,9 +5,9 @@ from itertools import pairwise
 import comfy.model_management as management
 import pytest
 import torch
-import uniforget_pack.uniforget.hosts.comfy as host
+import uniforget_pack.uniforget.hosts.comfy.apply as host
 from uniforget_pack.nodes.apply import ApplyMask
-from uniforget_pack.uniforget.hosts.comfy import apply_mask
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 
 from bench.common import allocated
 from tests.comfyui.inside import zoo

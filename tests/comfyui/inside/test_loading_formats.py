@@ -8,10 +8,10 @@ import comfy.sd
 import comfy_extras.nodes_model_merging as merging
 import pytest
 import torch
-import uniforget_pack.uniforget.hosts.comfy as host
+import uniforget_pack.uniforget.hosts.comfy.apply as host
 from uniforget_pack.nodes.apply import ApplyMask
-from uniforget_pack.uniforget.fold import fold
-from uniforget_pack.uniforget.hosts.comfy import apply_mask, base_fingerprint
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, base_fingerprint
+from uniforget_pack.uniforget.mask.fold import fold
 
 import nodes
 from tests.comfyui.inside import zoo

@@ -14,12 +14,12 @@ import comfy.model_management as management
 import comfy_extras.nodes_model_merging as merging
 import pytest
 import torch
-import uniforget_pack.uniforget.hosts.comfy as host
+import uniforget_pack.uniforget.hosts.comfy.apply as host
 from uniforget_pack.nodes.apply import ApplyMask
-from uniforget_pack.uniforget.fingerprint import same_base, similarity
-from uniforget_pack.uniforget.fold import fold
-from uniforget_pack.uniforget.hosts.comfy import apply_mask, base_fingerprint
-from uniforget_pack.uniforget.hosts.comfy_subspace import apply_subspace
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, base_fingerprint
+from uniforget_pack.uniforget.hosts.comfy.subspace import apply_subspace
+from uniforget_pack.uniforget.mask.fold import fold
+from uniforget_pack.uniforget.model.fingerprint import same_base, similarity
 
 import nodes
 from tests.comfyui.inside import zoo

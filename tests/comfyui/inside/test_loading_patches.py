@@ -8,7 +8,7 @@ import comfy_extras.nodes_torch_compile as compiling
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
-from uniforget_pack.uniforget.hosts.comfy import apply_mask
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 
 import nodes
 from tests.comfyui.inside import zoo

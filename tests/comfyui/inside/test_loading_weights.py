@@ -6,8 +6,8 @@ import comfy_extras.nodes_hooks as hook_nodes
 import comfy_extras.nodes_model_merging as merging
 import pytest
 import torch
-from uniforget_pack.uniforget.fold import fold
-from uniforget_pack.uniforget.hosts.comfy import applied, apply_mask
+from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask
+from uniforget_pack.uniforget.mask.fold import fold
 
 import nodes
 from tests.comfyui.inside import zoo

@@ -13,7 +13,7 @@ from uniforget_pack.nodes.maskio import LoadMask, SaveMask, find_mask, target_pa
 from uniforget_pack.nodes.score import DemoScore
 from uniforget_pack.uniforget import atomic
 from uniforget_pack.uniforget.errors import FamilyError, MaskFileError, SettingError
-from uniforget_pack.uniforget.hosts.comfy import apply_mask
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,13 @@ from uniforget_pack.nodes.combine import CombineMasks
 from uniforget_pack.nodes.embedded import EmbeddedMask
 from uniforget_pack.nodes.mappicture import BOTTOM, LEFT, RIGHT, ROW, SCALE, THEMES, TOP, WIDEST, colour, mask_picture
 from uniforget_pack.nodes.maskmap import MaskMapNode
-from uniforget_pack.uniforget import config, masktext
+from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import MaskFileError, SettingError
-from uniforget_pack.uniforget.hosts.comfy import apply_mask
-from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
-from uniforget_pack.uniforget.sites import find_sites
-from uniforget_pack.uniforget.subspace import Basis, Subspace
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
+from uniforget_pack.uniforget.mask import text as masktext
+from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.mask.subspace import Basis, Subspace
+from uniforget_pack.uniforget.model.sites import find_sites
 
 from tests.comfyui.inside import zoo
 

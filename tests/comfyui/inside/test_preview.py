@@ -15,8 +15,8 @@ from uniforget_pack.nodes.preview import PreviewComparison
 from uniforget_pack.nodes.sampling import nothing
 from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import MismatchError, SettingError
-from uniforget_pack.uniforget.hosts import comfy_sampling
-from uniforget_pack.uniforget.hosts.comfy_originals import Originals, Unkeyable, key
+from uniforget_pack.uniforget.hosts.comfy import sample as comfy_sampling
+from uniforget_pack.uniforget.hosts.comfy.originals import Originals, Unkeyable, key
 
 PROMPT = "cat emoji top left on light blue"
 KEY = "diffusion_model.joint_blocks.1.x_block.mlp.fc2.weight"

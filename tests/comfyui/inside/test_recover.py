@@ -8,7 +8,7 @@ import pytest
 import torch
 from uniforget_pack.nodes.recover import RecoverQuality
 from uniforget_pack.uniforget import config
-from uniforget_pack.uniforget.hosts.comfy import apply_mask
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 
 import nodes
 from tests.comfyui.inside.test_learn import PROMPTS
@@ -49,7 +49,7 @@ def test_the_masked_model_comes_nearer_to_the_original(demo):
 
 def test_gates_and_a_subspace(demo):
     from uniforget_pack.nodes.learn import LearnMask
-    from uniforget_pack.uniforget.hosts.comfy_subspace import apply_subspace
+    from uniforget_pack.uniforget.hosts.comfy.subspace import apply_subspace
 
     mask = demo.mask(("ffn", "norm"), share=0.1)
     values = {name: p.default for name, p in config.LEARN.items()}

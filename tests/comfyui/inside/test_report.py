@@ -16,7 +16,7 @@ from uniforget_pack.nodes.demo import BUNDLED
 from uniforget_pack.nodes.report import Report
 from uniforget_pack.testbed import model as tb
 from uniforget_pack.uniforget.errors import ReportFileError, SettingError
-from uniforget_pack.uniforget.hosts.comfy import apply_mask
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from uniforget_pack.nodes import sanitize as node
 from uniforget_pack.nodes.sanitize import SaveSanitized
+from uniforget_pack.uniforget.checkpoint.verify import verify
 from uniforget_pack.uniforget.errors import ModelFileError
-from uniforget_pack.uniforget.hosts.comfy import apply_mask
-from uniforget_pack.uniforget.verify import verify
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 
 import nodes
 from tests.comfyui.inside import zoo

@@ -11,10 +11,10 @@ from uniforget_pack.nodes.threshold import SetThreshold
 from uniforget_pack.testbed import model as tb
 from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import MismatchError, SettingError
-from uniforget_pack.uniforget.hosts.comfy import PREFIX, applied
-from uniforget_pack.uniforget.hosts.comfy_subspace import apply_subspace
-from uniforget_pack.uniforget.hosts.diffusers import project_
-from uniforget_pack.uniforget.subspace import Subspace
+from uniforget_pack.uniforget.hosts.comfy.apply import PREFIX, applied
+from uniforget_pack.uniforget.hosts.comfy.subspace import apply_subspace
+from uniforget_pack.uniforget.hosts.diffusers.apply import project_
+from uniforget_pack.uniforget.mask.subspace import Subspace
 
 from tests.comfyui.inside import zoo
 

@@ -7,11 +7,11 @@ import comfy.sample
 import pytest
 import torch
 from uniforget_pack.nodes.sweep import StrengthSweep
+from uniforget_pack.uniforget.checks.similarity import correlation
 from uniforget_pack.uniforget.errors import PromptFileError, SettingError
-from uniforget_pack.uniforget.hosts import comfy_sampling
-from uniforget_pack.uniforget.hosts.comfy import apply_mask
-from uniforget_pack.uniforget.similarity import correlation
-from uniforget_pack.uniforget.sweep import MOST_PICTURES
+from uniforget_pack.uniforget.hosts.comfy import sample as comfy_sampling
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
+from uniforget_pack.uniforget.report.sweep import MOST_PICTURES
 
 CAT, BRICKS = "cat emoji top left on light blue", "photo of brick texture"
 STEPS = 4

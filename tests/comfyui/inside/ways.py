@@ -5,10 +5,10 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from uniforget_pack.uniforget.archs import KINDS
-from uniforget_pack.uniforget.fold import fold
-from uniforget_pack.uniforget.hosts.comfy import apply_mask, base_fingerprint, sites_of
-from uniforget_pack.uniforget.maskset import MaskInfo, MaskSet
+from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, base_fingerprint, sites_of
+from uniforget_pack.uniforget.mask.fold import fold
+from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.model.families.schema import KINDS
 
 from tests.comfyui.inside import zoo
 

@@ -1,0 +1,1 @@
+"""Files of models: read, rewritten with what masks do to them, proved, cut smaller."""

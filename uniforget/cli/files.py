@@ -1,0 +1,230 @@
+"""The commands that read and write files: ``apply``, ``verify``, ``inspect``, ``combine``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from .. import config
+from ..checkpoint import compact as cutting
+from ..checkpoint import compactfile, safefile
+from ..checkpoint.fileplan import Use, denoiser_prefix
+from ..checkpoint.sanitize import denoiser_files, notes, sanitize
+from ..checkpoint.verify import verify
+from ..errors import ModelFileError, SettingError
+from ..mask import combine as combining
+from ..mask import file as maskfile
+from ..mask import files, subspacefile
+from ..mask.subspace import Subspace
+from ..model.blocks import describe_blocks
+from ..model.detect import family
+from ..model.sites import find_sites
+
+
+class _Bar:
+    """Bytes done, on the terminal's error stream."""
+
+    def __init__(self, what: str):
+        columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=Console(stderr=True))
+        self.task = self.bar.add_task(what, total=None)
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.bar.stop()
+
+    def state(self, done: int, of: int) -> None:
+        self.bar.update(self.task, completed=done, total=of)
+
+    def more(self, count: int) -> None:
+        self.bar.advance(self.task, count)
+
+
+def uses_of(masks: Sequence[Path], strength: float, threshold: float, **kinds: float) -> list[Use]:
+    """Masks and subspaces from files, each at the same strength.
+
+    Raises:
+        UniForgetError: a file cannot be read, or a setting is out of range.
+    """
+    config.APPLY["strength"].check(strength)
+    per_kind = {kind: config.APPLY[f"strength_{kind}"].check(value) for kind, value in kinds.items()}
+    uses = []
+    for path in masks:
+        learned = files.load(path)
+        if isinstance(learned, Subspace):
+            uses.append(Use(learned.at(threshold or learned.threshold), strength, per_kind))
+        else:
+            uses.append(Use(learned, strength, per_kind, maskfile.read_bytes(path)))
+    if threshold and not any(isinstance(use.learned, Subspace) for use in uses):
+        raise SettingError("--threshold: it moves a subspace, and none of these files is one. Leave it out.")
+    return uses
+
+
+def apply(model: Path, uses: Sequence[Use], output: Path, overwrite: bool) -> dict[str, Any]:
+    """Sanitize; returns what ``--json`` prints."""
+    with _Bar("writing") as bar:
+        done = sanitize(model, output, uses, overwrite, bar.state)
+    lines = [f"saved as {output}: {done.changed} tensors changed, {done.kept} as they were"]
+    lines += [f"strength {use.strength:g}: {use.learned.summary().splitlines()[0]}" for use in uses]
+    lines += done.cautions
+    lines += [f"Careful: {name} was copied as it is, and may still remember. Apply to it, too." for name in done.left]
+    return {
+        "output": str(output),
+        "applied": [{k: v for k, v in use.note().items() if k != "gates"} for use in uses],
+        "changed": done.changed,
+        "kept": done.kept,
+        "before": done.before,
+        "after": done.after,
+        "left": list(done.left),
+        "cautions": list(done.cautions),
+        "summary": "\n".join(lines),
+    }
+
+
+def compact(model: Path, mask: Path, output: Path, multiple: str, overwrite: bool) -> dict[str, Any]:
+    """Cut a model; returns what ``--json`` prints."""
+    count = int(config.MULTIPLE.check(multiple))
+    learned = files.load(mask)
+    if isinstance(learned, Subspace):
+        raise SettingError(
+            f"{mask}: this is a subspace, which switches no neurons off, so nothing can be cut out. Use a mask of gates."
+        )
+    with _Bar("writing") as bar:
+        found = compactfile.save(model, output, learned, count, overwrite, bar.state)
+    before, after = found.saved()
+    return {
+        "output": str(output),
+        "mask": learned.digest(),
+        "units": {kind: {"before": was, "after": left} for kind, (was, left) in found.units.items()},
+        "weights_before": before,
+        "weights_after": after,
+        "bytes_before": model.stat().st_size,
+        "bytes_after": output.stat().st_size,
+        "summary": "\n".join(
+            [f"saved as {output}, {output.stat().st_size / model.stat().st_size:.0%} of the size", *cutting.report(found)]
+        ),
+    }
+
+
+def check(path: Path, source: Path | None, masks: Sequence[Path]) -> dict[str, Any]:
+    """Verify; returns what ``--json`` prints."""
+    learned = [files.load(mask) for mask in masks]
+    with _Bar("reading") as bar:
+        found = verify(path, source, learned, bar.more)
+    sign = {True: "ok     ", False: "WRONG  ", None: "unknown"}
+    lines = [f"{entry['mask']} ({entry['method']}) at strength {entry['strength']:g}" for entry in found.applied]
+    lines += [f"{sign[c.ok]}  {c.name}: {c.detail}" for c in found.checks]
+    return {
+        "file": str(path),
+        "verified": found.ok,
+        "applied": list(found.applied),
+        "source": found.source,
+        "checks": [asdict(c) for c in found.checks],
+        "summary": "\n".join(lines),
+    }
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What a file is: a mask, a subspace, a model; returns what ``--json`` prints."""
+    if path.is_dir():
+        return _model([safefile.read_header(p) for p in denoiser_files(path)[1][0]], path)
+    if header := _header_of_model(path):
+        return _model([header], path)
+    learned = files.load(path)
+    names = learned.shared if isinstance(learned, Subspace) else learned.gates
+    info = {k: (dict(v) if k == "extra" else list(v) if isinstance(v, tuple) else v) for k, v in vars(learned.info).items()}
+    out: dict[str, Any] = {
+        "file": str(path),
+        "what": "subspace" if isinstance(learned, Subspace) else "mask",
+        "digest": learned.digest(),
+        "family": learned.info.family,
+        "sites": len(names),
+        "sparsity": learned.sparsity(),
+        "info": info,
+        "blocks": describe_blocks(family(learned.info.family), names),
+    }
+    if isinstance(learned, Subspace):
+        out |= {"threshold": learned.threshold, "thresholds": [learned.low, learned.high]}
+    else:
+        out |= {"gates": sum(g.numel() for g in learned.gates.values()), "hard": learned.hard}
+    return out | {"summary": f"{learned.summary()}\nblocks: {out['blocks']}"}
+
+
+def _header_of_model(path: Path) -> safefile.Header | None:
+    """A file's header if it holds weights; masks and subspaces say in their metadata what they are, and tell best what is wrong with them."""
+    try:
+        header = safefile.read_header(path)
+    except ModelFileError:
+        return None
+    return None if {"format_version", subspacefile.MARK} & header.metadata.keys() else header
+
+
+def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:
+    shapes = {name: shape for header in headers for name, shape in header.shapes().items()}
+    prefix = denoiser_prefix(shapes, path)
+    found, sites = find_sites({n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)})
+    applied = [entry for note in notes(headers[0]) for entry in note["applied"]]
+    dtypes: dict[str, int] = {}
+    for header in headers:
+        for entry in header.entries.values():
+            dtypes[entry.dtype] = dtypes.get(entry.dtype, 0) + 1
+    gates = {kind: sum(s.units for s in sites if s.kind == kind) for kind in ("ffn", "norm", "attn")}
+    out: dict[str, Any] = {
+        "file": str(path),
+        "what": "model",
+        "family": found.name,
+        "title": found.title,
+        "prefix": prefix,
+        "tensors": len(shapes),
+        "bytes": sum(header.size for header in headers),
+        "dtypes": dtypes,
+        "gates": gates,
+        "applied": [{k: v for k, v in entry.items() if k != "gates"} for entry in applied],
+    }
+    lines = [
+        f"{found.title} ({found.name}), {len(shapes)} tensors, {out['bytes'] / 1e9:.2f} GB, {', '.join(f'{n} {d}' for d, n in dtypes.items())}",
+        "gates that a mask can have: " + ", ".join(f"{kind} {count:,}" for kind, count in gates.items()),
+    ]
+    lines += [f"applied: {e['mask']} ({e['method']}) at strength {e['strength']:g}" for e in out["applied"]] or [
+        "nothing was applied to it"
+    ]
+    return out | {"summary": "\n".join(lines)}
+
+
+def combine(a: Path, b: Path | None, output: Path, mode: str, weight: float, kinds: str, blocks: str) -> dict[str, Any]:
+    """Combine masks or choose a part of one; returns what ``--json`` prints."""
+    values: dict[str, Any] = {"mode": mode, "weight": weight, "kinds": kinds, "blocks": blocks}
+    values = {name: config.COMBINE[name].check(value) for name, value in values.items()}
+    if output.suffix != ".safetensors":
+        raise SettingError(f"--output: expected a name that ends in .safetensors; found {output}.")
+    first, second = files.load(a), files.load(b) if b else None
+    chosen = combining.chosen_kinds(values["kinds"])
+    if isinstance(first, Subspace) or isinstance(second, Subspace):
+        if second is not None:
+            raise SettingError(
+                f"{a} and {b}: at least one is a subspace, and subspaces cannot be merged. Apply one after the other: uniforget apply takes several."
+            )
+        assert isinstance(first, Subspace)
+        made: Any = combining.select_layers(first, chosen, values["blocks"])
+        text, careful = made.summary(), []
+    else:
+        whole = first if second is None else combining.combine(first, second, values["mode"], values["weight"])
+        made = combining.select(whole, chosen, values["blocks"])
+        text = combining.report(made, {str(a): first} if second is None else {str(a): first, str(b): second})
+        careful = combining.cautions(made)
+    files.save(made, output)
+    return {
+        "output": str(output),
+        "digest": made.digest(),
+        "sparsity": made.sparsity(),
+        "cautions": careful,
+        "summary": "\n".join([f"saved as {output}", text, *careful]),
+    }

@@ -1,0 +1,1 @@
+"""diffusers: masks on its modules, learned on its pipelines."""

@@ -1,0 +1,105 @@
+"""diffusers: find a model's sites under their canonical names, and fold masks into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ...errors import MismatchError
+from ...learn.recover import Lora
+from ...mask.fold import edits, factors
+from ...mask.info import MaskSet
+from ...mask.subspace import Subspace, effective, match_layers, project
+from ...model.families.schema import Family
+from ...model.fingerprint import fingerprint
+from ...model.layers import Layer, find_layers
+from ...model.sites import Site, find_sites, match_sites, telling
+
+
+def find_modules(model: nn.Module) -> tuple[Family, list[Site], dict[str, nn.Module]]:
+    """Family, sites and modules (by path) of a diffusers transformer or UNet.
+
+    Raises:
+        FamilyError: it is of no family that UniForget knows.
+    """
+    family, sites = find_sites({name: tuple(p.shape) for name, p in model.named_parameters()})
+    return family, sites, dict(model.named_modules())
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """Fingerprint of the model's weights; the same as ComfyUI's for the same model."""
+    _, sites, modules = find_modules(model)
+    return fingerprint({s.name: modules[s.places[0].path].get_parameter("weight") for s in telling(sites)})
+
+
+@torch.no_grad()
+def fold_(model: nn.Module, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> None:
+    """Fold `mask` into the model's weights in place.
+
+    Raises:
+        FamilyError, MismatchError: the mask does not belong to this model; nothing was changed.
+    """
+    family, sites, modules = find_modules(model)
+    planned = edits(match_sites(mask, family, sites), factors(mask, strength, per_kind))
+    empty = [edit.path for edit in planned if modules[edit.path].get_parameter("weight").is_meta]
+    if empty:
+        raise MismatchError(
+            f"{len(empty)} of the {len(planned)} layers that the mask acts on have no values here, such as {empty[0]}: sequential "
+            "offloading keeps them elsewhere. Fold the mask before turning it on."
+        )
+    for edit in planned:
+        parameters = dict(modules[edit.path].named_parameters(recurse=False))
+        edit.fold_(parameters["weight"], parameters.get("bias"))
+
+
+def layers_of(model: nn.Module) -> tuple[str, list[Layer]]:
+    """Family name and layers (:mod:`uniforget.mask.subspace`) of a diffusers transformer or UNet.
+
+    Raises:
+        FamilyError: it is of no family that UniForget knows.
+    """
+    family, layers = find_layers({name: tuple(p.shape) for name, p in model.named_parameters()})
+    return family.name, layers
+
+
+@torch.no_grad()
+def project_(model: nn.Module, subspace: Subspace, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> None:
+    """Project the model's weights onto `subspace` in place.
+
+    Raises:
+        FamilyError, MismatchError: the subspace does not belong to this model; nothing was changed.
+    """
+    matched = match_layers(subspace, *layers_of(model))
+    edits = effective(subspace, strength, per_kind)
+    modules = dict(model.named_modules())
+    for layer in matched:
+        for path in layer.paths if layer.name in edits else ():
+            weight = modules[path].get_parameter("weight")
+            weight.copy_(project(weight, *edits[layer.name]))
+
+
+@torch.no_grad()
+def lora_(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
+    """Add a LoRA to the model's weights in place.
+
+    Raises:
+        FamilyError: the model is of no family that UniForget knows.
+        MismatchError: it lacks layers of the LoRA, or they have other sizes; nothing was changed.
+    """
+    layers = {layer.name: layer for layer in layers_of(model)[1]}
+    modules = dict(model.named_modules())
+    planned = []
+    for name, down in lora.down.items():
+        paths = layers[name].paths if name in layers else ()
+        weights = [modules[path].get_parameter("weight") for path in paths]
+        change = lora.up[name] @ down
+        if not weights or (sum(w.shape[0] for w in weights), weights[0].shape[1]) != change.shape:
+            raise MismatchError(
+                f"{name}: the LoRA's {tuple(change.shape)} weight does not fit this model. Use one that was trained for it."
+            )
+        planned.append((weights, change))
+    for weights, change in planned:
+        for weight, part in zip(weights, change.split([w.shape[0] for w in weights]), strict=True):
+            weight.add_(strength * part.to(weight))

@@ -1,0 +1,84 @@
+"""The folder of masks: what is in it, and reading from it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ...errors import MaskFileMissingError, SettingError, UniForgetError
+from ...mask import files, subspacefile
+from ...mask.info import MaskSet
+from ...mask.subspace import Subspace
+from ...model.blocks import describe_blocks
+from ...model.detect import family
+
+NO_MASK = "None"
+EXTENSION = ".safetensors"
+# Subspaces can have gigabytes: too much to read only to tell what is in them.
+_DESCRIBED = 64 * 2**20
+
+_last: dict[tuple[str, int, int], MaskSet | Subspace] = {}
+
+
+def masks(folder: str | os.PathLike[str]) -> list[str]:
+    """Names of the files in `folder` and below, with "/" between folders, sorted; hidden ones are left out."""
+    root = Path(folder)
+    if not root.is_dir():
+        return []
+    found = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() == EXTENSION and path.is_file())
+    return sorted((p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts)), key=str.casefold)
+
+
+def find(folder: str | os.PathLike[str], name: str) -> Path:
+    """Path of the file called `name`, as :func:`masks` lists it.
+
+    Raises:
+        SettingError: the name leads out of the folder, or has another ending.
+        MaskFileMissingError: no mask is chosen, or there is no such file.
+    """
+    if not name or name == NO_MASK:
+        raise MaskFileMissingError(
+            f"UniForget is on and no mask is chosen. Choose one, or put one into {folder} and press the button beside the list."
+        )
+    parts = re.split(r"[/\\]", name)
+    inside = all(part.strip(" .") and not set(part) & {":", "\0"} for part in parts)
+    if not inside or not name.lower().endswith(EXTENSION):
+        raise SettingError(f"Setting 'mask': expected the name of a {EXTENSION} file inside {folder}; found {name!r}.")
+    path = Path(folder, *parts)
+    if not path.is_file():
+        raise MaskFileMissingError(f"There is no mask {name!r} in {folder}. Put the file there, or choose another one.")
+    return path
+
+
+def load(path: Path) -> MaskSet | Subspace:
+    """What is in a file; the one that was read last is kept until it changes.
+
+    Raises:
+        MaskFileError: one of its subclasses, naming the file and what is wrong with it.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise MaskFileMissingError(f"{path}: the mask cannot be read ({error.strerror}). Choose another one.") from error
+    key = (str(path), status.st_size, status.st_mtime_ns)
+    if key not in _last:
+        _last.clear()
+        _last[key] = files.load(path)
+    return _last[key]
+
+
+def describe(folder: str | os.PathLike[str], name: str) -> str:
+    """A few lines about the mask called `name`, for people; what is wrong with it, if anything is."""
+    if not name or name == NO_MASK:
+        return ""
+    try:
+        path = find(folder, name)
+        size = path.stat().st_size
+        if size > _DESCRIBED and subspacefile.is_subspace(path):
+            return f"a subspace of {size / 2**20:.0f} MB"
+        learned = load(path)
+        names = learned.gates if isinstance(learned, MaskSet) else learned.shared
+        return f"{learned.summary()}\nblocks: {describe_blocks(family(learned.info.family), names)}"
+    except UniForgetError as error:
+        return str(error)

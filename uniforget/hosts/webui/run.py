@@ -1,0 +1,158 @@
+"""One generation with a mask, seen from the script: what is applied, what is told, and the comparison with the original.
+
+`p` is what both hosts call their processing object. It is copied and given attributes, as their own X/Y/Z plot does with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ...mask.combine import select, select_layers
+from ...mask.fold import factors
+from ...mask.info import MaskSet
+from ...mask.subspace import Subspace, effective
+from ...model.fingerprint import same_base
+from . import folder
+from .request import Request
+
+# Infotext that tells and is not read back.
+SITES, HASH, ORIGINAL = "UniForget sites", "UniForget hash", "UniForget original of"
+
+
+@dataclass(frozen=True)
+class Landed:
+    """How much of a mask a model took.
+
+    Attributes:
+        sites, of: the mask's sites (or the subspace's layers) that are in the model, and how many it has.
+        base: the model's fingerprint; "": its weights cannot be read.
+    """
+
+    sites: int
+    of: int
+    base: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.sites} of {self.of}"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A generation's request, and the mask that it asks for with only the chosen blocks."""
+
+    request: Request
+    learned: MaskSet | Subspace
+
+    @classmethod
+    def of(cls, request: Request, masks: Path) -> Run:
+        """Read what the request asks for.
+
+        Raises:
+            SettingError, MaskFileError, FamilyError: no such mask or blocks, or the file is not right.
+        """
+        learned = folder.load(folder.find(masks, request.mask))
+        if request.blocks.strip():
+            if isinstance(learned, Subspace):
+                learned = select_layers(learned, blocks=request.blocks)
+            else:
+                learned = select(learned, blocks=request.blocks)
+        return cls(request, learned)
+
+    @property
+    def strength(self) -> float:
+        return self.request.strength
+
+    @property
+    def per_kind(self) -> dict[str, float]:
+        return self.request.per_kind
+
+    def key(self) -> str:
+        """A name that is another one whenever the weights would be: hosts keep patched weights by it."""
+        strengths = " ".join(f"{kind}={value!r}" for kind, value in self.per_kind.items())
+        return f"uniforget {self.learned.digest()} {self.strength!r} {strengths}"
+
+    def begin(self, p: Any) -> None:
+        """Put every value into the infotext of `p`."""
+        p.extra_generation_params.update(self.request.infotext())
+        p.extra_generation_params[HASH] = self.learned.digest()
+
+    def tell(self, p: Any, landed: Landed) -> None:
+        """Say in the infotext of `p`, and below its pictures where something is odd, what has happened."""
+        p.extra_generation_params[SITES] = str(landed)
+        logging.info("UniForget: %s landed on %s sites", self.request.mask, landed)
+        for warning in self.warnings(landed):
+            note(p, warning)
+
+    def warnings(self, landed: Landed) -> list[str]:
+        """What a user should know about this mask on this model."""
+        out = []
+        if not (effective(self.learned) if isinstance(self.learned, Subspace) else factors(self.learned)):
+            out.append("this mask switches nothing off, so the model is unchanged. Learn one with a stronger preset.")
+        base = self.learned.info.base
+        if base and landed.base and not same_base(base, landed.base):
+            of = f" ({self.learned.info.base_name})" if self.learned.info.base_name else ""
+            out.append(
+                f"this mask was learned on another model{of}. It may forget less, or harm quality. Learn one for this model to be sure."
+            )
+        return out
+
+
+def note(p: Any, text: str) -> None:
+    """Show `text` below the pictures of `p`, and in the console."""
+    logging.warning("UniForget: %s", text)
+    p.comment(f"UniForget: {text}")
+
+
+def refuse(p: Any, error: Exception) -> None:
+    """Make the generation of `p` fail with `error`, so that nobody takes an unmasked picture for a masked one.
+
+    Hosts only log what a script raises and go on; what sampling raises, they show.
+    """
+
+    def sample(*args: Any, **kwargs: Any) -> NoReturn:
+        raise error
+
+    p.sample = sample
+
+
+def comparison(p: Any) -> Any:
+    """A copy of `p` from before it was processed, whose lists and dictionaries are its own."""
+    twin = copy(p)
+    for name, value in list(vars(twin).items()):
+        if type(value) in (list, dict):
+            twin.__dict__[name] = copy(value)
+    return twin
+
+
+def original_of(twin: Any, p: Any, mask: str) -> Any:
+    """`twin`, a :func:`comparison`, set up to draw what `p` has drawn, with the model as it was."""
+    twin.uniforget = {"enabled": False}
+    # Seeds and prompts are known only now: seed -1 has been drawn, styles are in the prompts.
+    twin.seed, twin.subseed = list(p.all_seeds), list(p.all_subseeds)
+    twin.prompt, twin.negative_prompt, twin.styles = list(p.all_prompts), list(p.all_negative_prompts), []
+    if getattr(p, "enable_hr", False):
+        twin.hr_prompt, twin.hr_negative_prompt = list(p.all_hr_prompts), list(p.all_hr_negative_prompts)
+    twin.do_not_save_grid = True
+    twin.extra_generation_params[ORIGINAL] = mask
+    return twin
+
+
+def merge(processed: Any, other: Any) -> None:
+    """Put the pictures of `other` behind those of `processed`, each with its infotext."""
+    first = other.index_of_first_image
+    # Inpainting masks have pictures and no infotext; the gallery finds infotext by position.
+    processed.infotexts += [processed.infotexts[-1]] * (len(processed.images) - len(processed.infotexts))
+    processed.images += other.images[first:]
+    processed.infotexts += other.infotexts[first:]
+    for name in ("all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds"):
+        setattr(processed, name, [*getattr(processed, name), *getattr(other, name)])
+
+
+def overridden(p: Any) -> Mapping[str, Any]:
+    """Values that an X/Y/Z plot or a comparison has set on `p`, by name."""
+    return getattr(p, "uniforget", {})

@@ -1,0 +1,1 @@
+"""What was learned, what it does to a weight, and the files it lies in."""

@@ -1,0 +1,32 @@
+"""Files of what was learned, whatever it is: masks and subspaces."""
+
+from __future__ import annotations
+
+import os
+
+from . import file as maskfile
+from . import subspacefile
+from .info import MaskSet
+from .subspace import Subspace
+
+
+def load(path: str | os.PathLike[str]) -> MaskSet | Subspace:
+    """Read a mask or a subspace.
+
+    Raises:
+        MaskFileError: one of its subclasses (see :mod:`uniforget.errors`), naming the file and what is wrong with it.
+    """
+    return subspacefile.load(path) if subspacefile.is_subspace(path) else maskfile.load(path)
+
+
+def save(learned: MaskSet | Subspace, path: str | os.PathLike[str]) -> None:
+    """Write a mask or a subspace to `path`, replacing what is there in one step.
+
+    Raises:
+        MaskWriteError: it could not be written; an existing file is unchanged.
+        MaskError, TooLargeError: see :func:`uniforget.mask.file.dumps`.
+    """
+    if isinstance(learned, Subspace):
+        subspacefile.save(learned, path)
+    else:
+        maskfile.save(learned, path)

@@ -1,0 +1,207 @@
+"""The mask itself: gates by name, and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from ..errors import MaskError
+from ..model.families.schema import KINDS
+
+# Path components, none of them empty: the file format relies on it.
+_NAME = re.compile(r"(?=.{1,200}\Z)[!-\-/-~]+(?:\.[!-\-/-~]+)*")
+_TEXTS = ("family", "base", "base_name", "method", "preset", "prompts_hash", "version")
+
+
+@dataclass(frozen=True)
+class MaskInfo:
+    """Where a mask came from.
+
+    Attributes:
+        family: the model family's short name, e.g. "sd3".
+        base: fingerprint of the model it was learned on (opaque).
+        base_name: what the user calls that model.
+        method: how it was made, e.g. "trajectory".
+        beta: weight of the sparsity term it was learned with.
+        preset: "weak", "medium", "strong" or "custom".
+        targets: kinds that were learned, e.g. ("ffn", "norm").
+        prompts_hash: hash of the neutral prompts.
+        seed, steps, learn_seconds: how it was learned, and how long that took.
+        version: version of UniForget that made it.
+        extra: anything else, by name.
+
+    Raises:
+        MaskError: a value has the wrong type or is not finite.
+    """
+
+    family: str
+    base: str
+    base_name: str = ""
+    method: str = ""
+    beta: float = 0.0
+    preset: str = ""
+    targets: tuple[str, ...] = ()
+    prompts_hash: str = ""
+    seed: int = 0
+    steps: int = 0
+    learn_seconds: float = 0.0
+    version: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _TEXTS:
+            self._require(name, _is_text(getattr(self, name)), "text")
+        for name in ("seed", "steps"):
+            value = getattr(self, name)
+            self._require(
+                name, isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64, "an integer of 0 or more"
+            )
+        for name in ("beta", "learn_seconds"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            self._require(name, number and math.isfinite(value) and value >= 0, "a number of 0 or more")
+            object.__setattr__(self, name, float(value))
+        self._require("family", bool(self.family), "the name of a model family")
+        self._require(
+            "targets",
+            not isinstance(self.targets, str) and all(t in KINDS for t in self.targets),
+            f"kinds out of {', '.join(KINDS)}",
+        )
+        object.__setattr__(self, "targets", tuple(self.targets))
+        texts = isinstance(self.extra, Mapping) and all(_is_text(k) and _is_text(v) for k, v in self.extra.items())
+        self._require("extra", texts, "texts by name")
+        object.__setattr__(self, "extra", dict(self.extra))
+
+    def _require(self, name: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise MaskError(f"Mask information {name!r}: expected {expected}; found {getattr(self, name)!r:.80}.")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSet:
+    """Gates of one model, by site.
+
+    Attributes:
+        gates: site name -> float32 (units,), CPU, values in [0, 1]: 1 keeps a unit, 0 switches it off. The order of the
+            names is the canonical one. A site's name is ComfyUI's path of the Linear that its gates fold into.
+        kinds: site name -> "ffn", "norm" or "attn".
+        info: where the mask came from.
+
+    Two masks are the same when their :meth:`digest` is.
+
+    Raises:
+        MaskError: any of this does not hold; the message names the site.
+    """
+
+    gates: Mapping[str, torch.Tensor]
+    kinds: Mapping[str, str]
+    info: MaskInfo
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gates", dict(self.gates))
+        object.__setattr__(self, "kinds", dict(self.kinds))
+        if not self.gates:
+            raise MaskError("This mask has no gates. A mask needs at least one site.")
+        if self.gates.keys() != self.kinds.keys():
+            odd = sorted(map(repr, self.gates.keys() ^ self.kinds.keys()))
+            raise MaskError(f"Gates and kinds must name the same sites; {len(odd)} are in only one of them, such as {odd[0]}.")
+        for name, gates in self.gates.items():
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise MaskError(
+                    f"Site {name!r:.80}: expected a dotted path of 1 to 200 printable ASCII characters without spaces."
+                )
+            if self.kinds[name] not in KINDS:
+                raise MaskError(f"Site {name}: expected a kind out of {', '.join(KINDS)}; found {self.kinds[name]!r:.80}.")
+            _check_gates(name, gates)
+
+    @property
+    def hard(self) -> bool:
+        """Whether all gates are exactly 0 or 1."""
+        return all(bool(((g == 0) | (g == 1)).all()) for g in self.gates.values())
+
+    def harden(self, threshold: float = 0.5) -> MaskSet:
+        """A hard mask: gates of at least `threshold` become 1, the others 0.
+
+        Raises:
+            MaskError: `threshold` is not in (0, 1].
+        """
+        if not 0 < threshold <= 1:
+            raise MaskError(f"Threshold for hardening: expected more than 0 and at most 1; found {threshold!r}.")
+        return replace(self, gates={name: (g >= threshold).float() for name, g in self.gates.items()})
+
+    def off_share(self, kind: str | None = None) -> float:
+        """Share of gates below 0.5, of one kind or of all.
+
+        Raises:
+            MaskError: the mask has no gates of that kind.
+        """
+        chosen = [g for name, g in self.gates.items() if kind in (None, self.kinds[name])]
+        if not chosen:
+            raise MaskError(f"This mask has no gates of kind {kind!r}; it has {', '.join(self.sparsity())}.")
+        return sum(int((g < 0.5).sum()) for g in chosen) / sum(g.numel() for g in chosen)
+
+    def sparsity(self) -> dict[str, float]:
+        """:meth:`off_share` of each kind that is present, and of "all"."""
+        present = set(self.kinds.values())
+        return {kind: self.off_share(kind) for kind in KINDS if kind in present} | {"all": self.off_share()}
+
+    def digest(self) -> str:
+        """Ten hexadecimal digits of the SHA-256 over names, kinds, sizes and gates in steps of 1/255.
+
+        It stays the same when the mask is saved and loaded.
+        """
+        sha = hashlib.sha256()
+        for name, gates in self.gates.items():
+            sha.update(f"{self.kinds[name]} {gates.numel()} {name}\n".encode())
+            sha.update(to_bytes(gates).tobytes())
+        return sha.hexdigest()[:10]
+
+    def _made(self) -> str:
+        info, extra = self.info, self.info.extra
+        if "combined_a" in extra:
+            of = " and ".join(extra[key] for key in ("combined_a", "combined_b") if extra.get(key))
+            chosen = f", only {extra['selected']}" if extra.get("selected") else ""
+            return f"made from: {of} ({info.method}){chosen}"
+        return f"learned with: {info.preset or 'custom'}, beta {info.beta:g}, {info.method or 'unknown method'}, seed {info.seed}"
+
+    def summary(self) -> str:
+        """A few lines for people: what the mask switches off, and where it came from."""
+        info = self.info
+        shares = ", ".join(f"{kind} {share:.1%}" for kind, share in self.sparsity().items())
+        lines = [
+            f"mask {self.digest()} ({'hard' if self.hard else 'soft'}), family {info.family}",
+            f"switched off: {shares}",
+            self._made(),
+            f"base model: {info.base_name or 'unknown'}",
+        ]
+        return "\n".join(lines)
+
+
+def to_bytes(gates: torch.Tensor) -> np.ndarray:
+    """Gates in [0, 1] -> uint8 in steps of 1/255, rounded half to even."""
+    return np.rint(gates.detach().numpy() * np.float32(255)).astype(np.uint8)
+
+
+def _is_text(value: object) -> bool:
+    """Whether `value` is text that UTF-8 can hold (half a surrogate pair is not)."""
+    return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode()
+
+
+def _check_gates(name: str, gates: torch.Tensor) -> None:
+    if not isinstance(gates, torch.Tensor) or gates.dtype != torch.float32 or gates.ndim != 1 or gates.device.type != "cpu":
+        found = (
+            f"{gates.dtype} {tuple(gates.shape)} on {gates.device}" if isinstance(gates, torch.Tensor) else type(gates).__name__
+        )
+        raise MaskError(f"Site {name}: expected gates as a 1-D float32 tensor on the CPU; found {found}.")
+    if not gates.numel():
+        raise MaskError(f"Site {name} has no gates; expected at least one.")
+    low, high = gates.aminmax()
+    # NaN fails both comparisons.
+    if not (low >= 0 and high <= 1):
+        raise MaskError(f"Site {name}: expected gates from 0 to 1; found {low.item():g} to {high.item():g}.")

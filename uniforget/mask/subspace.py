@@ -1,0 +1,273 @@
+"""A subspace: the directions that neutral prompts use in what each Linear reads. What lies outside is where memorized pictures are."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import MaskError, MismatchError
+from ..learn.moments import Moments, probe
+from ..model.layers import Layer
+from .info import MaskInfo
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Orthonormal directions of one input, ordered by the energy that neutral prompts have in them.
+
+    Attributes:
+        vectors: float (width, k), CPU: neighbouring columns of the ordered eigenvectors, from number ``first`` on: the leading
+            ones (``first`` is 0), the trailing ones (the last is number width - 1), or all.
+        energy: float32 (width,) shares of the whole energy, descending; for sketched inputs what the sketch caught, then zeros.
+        missed: share of the energy that a sketch did not catch; 0 where the moments were complete.
+    """
+
+    vectors: torch.Tensor
+    energy: torch.Tensor
+    first: int = 0
+    missed: float = 0.0
+
+    @property
+    def width(self) -> int:
+        return len(self.energy)
+
+    def kept(self, threshold: float) -> int:
+        """How many leading directions hold at least ``1 - threshold`` of the energy; all, when a sketch cannot tell."""
+        tail = self.energy.double().flip(0).cumsum(0) + self.missed
+        return self.width - int((tail <= threshold).sum())
+
+    def edit(self, threshold: float) -> tuple[torch.Tensor, bool] | None:
+        """``(basis (width, r), complement)`` of what goes at `threshold`: the span of the basis, or all but that (complement).
+
+        None: nothing goes. Of the two the smaller one, where both are there.
+
+        Raises:
+            MaskError: the stored directions do not reach that far.
+        """
+        kept = self.kept(threshold)
+        if kept == self.width:
+            return None
+        last = self.first + self.vectors.shape[1]
+        gone = self.vectors[:, kept - self.first :] if last == self.width and kept >= self.first else None
+        rest = self.vectors[:, :kept] if self.first == 0 and kept <= last else None
+        if gone is not None and (rest is None or gone.shape[1] <= rest.shape[1]):
+            return gone, False
+        if rest is None:
+            raise MaskError(
+                f"This subspace file does not hold the directions that a threshold of {threshold:g} needs. Choose a value between "
+                "those that its summary names, or learn the subspace anew."
+            )
+        return rest, True
+
+    def trimmed(self, low: float, high: float) -> Basis:
+        """The fewest vectors with which thresholds from `low` to `high` can be had, in bf16."""
+        most, least = self.kept(low), self.kept(high)
+        if self.first == 0 and most <= self.width - least:
+            found, first = self.vectors[:, :most], 0
+        else:
+            found, first = self.vectors[:, least - self.first :], least
+        return replace(self, vectors=found.to(torch.bfloat16).contiguous(), first=first)
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """Bases of a model's Linears, and how much of the energy on neutral prompts is given up.
+
+    Attributes:
+        bases: layer name -> basis; layers that read the same input share that of the first.
+        shared: layer name -> the name in ``bases``.
+        kinds: layer name -> "ffn" or "attn".
+        threshold: share of each input's energy on neutral prompts that is given up with the directions that hold it.
+        low, high: the thresholds that the stored vectors allow.
+        info: where it came from; ``info.method`` is "subspace".
+    """
+
+    bases: Mapping[str, Basis]
+    shared: Mapping[str, str]
+    kinds: Mapping[str, str]
+    threshold: float
+    info: MaskInfo
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.shared or self.shared.keys() != self.kinds.keys() or set(self.shared.values()) != set(self.bases):
+            raise MaskError("This subspace has no layers, or its layers and bases do not belong together.")
+        if not (math.isfinite(self.threshold) and self.low <= self.threshold <= self.high):
+            raise MaskError(
+                f"Subspace threshold: expected {self.low:g} to {self.high:g}, which is what this subspace holds; found {self.threshold:g}."
+            )
+        for name, basis in self.bases.items():
+            first, count = basis.first, basis.vectors.shape[1]
+            if (
+                basis.vectors.shape[0] != basis.width
+                or first < 0
+                or (first and first + count != basis.width)
+                or count > basis.width
+            ):
+                raise MaskError(f"Layer {name}: its {tuple(basis.vectors.shape)} vectors do not fit {basis.width} inputs.")
+
+    def at(self, threshold: float) -> Subspace:
+        """The same directions with another threshold.
+
+        Raises:
+            MaskError: the stored vectors do not allow it.
+        """
+        return replace(self, threshold=threshold)
+
+    def only(self, names: Iterable[str]) -> Subspace:
+        """Only these layers.
+
+        Raises:
+            MaskError: none of them is there.
+        """
+        wanted = set(names)
+        shared = {n: b for n, b in self.shared.items() if n in wanted}
+        bases = {n: b for n, b in self.bases.items() if n in shared.values()}
+        return replace(self, bases=bases, shared=shared, kinds={n: self.kinds[n] for n in shared})
+
+    def trimmed(self, low: float, high: float) -> Subspace:
+        """With the fewest bf16 vectors that allow thresholds from `low` to `high`."""
+        low, high = min(low, self.threshold), max(high, self.threshold)
+        return replace(self, bases={n: b.trimmed(low, high) for n, b in self.bases.items()}, low=low, high=high)
+
+    def sparsity(self) -> dict[str, float]:
+        """Share of directions that go, of each kind that is present and of "all"."""
+        out = {}
+        gone = {n: b.width - b.kept(self.threshold) for n, b in self.bases.items()}
+        for kind in [*(k for k in ("ffn", "attn") if k in self.kinds.values()), "all"]:
+            chosen = [b for n, b in self.shared.items() if kind in ("all", self.kinds[n])]
+            out[kind] = sum(gone[b] for b in chosen) / sum(self.bases[b].width for b in chosen)
+        return out
+
+    def off_share(self, kind: str = "all") -> float:
+        """Share of directions that go, of one kind or of all."""
+        return self.sparsity()[kind]
+
+    def digest(self) -> str:
+        """Ten hexadecimal digits of the SHA-256 over layers, energies and threshold."""
+        sha = hashlib.sha256(f"{self.threshold!r}\n".encode())
+        for name, base in self.shared.items():
+            sha.update(f"{self.kinds[name]} {name} {base}\n".encode())
+        for basis in self.bases.values():
+            sha.update(basis.energy.numpy().tobytes())
+        return sha.hexdigest()[:10]
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        shares = ", ".join(f"{kind} {share:.1%}" for kind, share in self.sparsity().items())
+        missed = max(b.missed for b in self.bases.values())
+        lines = [
+            f"subspace {self.digest()}, family {self.info.family}, {len(self.shared)} layers",
+            f"directions removed: {shares}",
+            f"energy given up on neutral prompts: {self.threshold:.2%} ({self.low:.2%} to {self.high:.2%} can be chosen)",
+            f"learned with: {self.info.preset or 'custom'}, subspace, seed {self.info.seed}",
+            f"base model: {self.info.base_name or 'unknown'}",
+        ]
+        if missed:
+            lines.append(f"the widest inputs were sketched; what that misses of their energy: up to {missed:.2%}")
+        return "\n".join(lines)
+
+
+def basis_of(moments: torch.Tensor, trace: float, device: torch.device | str = "cpu") -> Basis:
+    """The ordered directions of second moments (width, width), or of their sketch (width, SKETCH) by Nystrom's approximation.
+
+    Nystrom's approximation is never more than the moments in any direction, so the share of the trace that it lacks is its error.
+    """
+    width, columns = moments.shape
+    if columns == width:
+        energy, vectors = torch.linalg.eigh(moments.to(device, torch.float64 if width <= 2048 else torch.float32))
+        energy, vectors = energy.flip(0).clamp(min=0), vectors.flip(1)
+        missed = 0.0
+    else:
+        found = moments.to(device, torch.float64)
+        omega = probe(width, device).double()
+        # Shifted a little, so that the core is positive definite in floating point.
+        shift = 1e-9 * max(trace, 1e-30) / math.sqrt(columns)
+        found = found + shift * omega
+        factor = torch.linalg.cholesky(omega.T @ found)
+        left, singular, _ = torch.linalg.svd(torch.linalg.solve_triangular(factor, found.T, upper=False).T, full_matrices=False)
+        some = (singular.square() - shift).clamp(min=0)
+        energy = torch.cat([some, some.new_zeros(width - len(some))])
+        vectors = left
+        missed = max(0.0, 1 - float(energy.sum()) / max(trace, 1e-30))
+    total = max(trace, 1e-30)
+    return Basis(vectors.float().cpu().contiguous(), (energy / total).float().cpu(), 0, missed)
+
+
+def subspace_of(
+    moments: Moments,
+    layers: Iterable[Layer],
+    threshold: float,
+    info: MaskInfo,
+    device: torch.device | str = "cpu",
+) -> Subspace:
+    """The subspace that moments span.
+
+    Raises:
+        MaskError: the threshold is out of range.
+    """
+    bases = {name: basis_of(found, moments.traces[name], device) for name, found in moments.sums.items()}
+    kinds = {layer.name: layer.kind for layer in layers}
+    shared = {name: moments.shared[name] for name in kinds if name in moments.shared}
+    return Subspace(bases, shared, {n: kinds[n] for n in shared}, threshold, info)
+
+
+@torch.no_grad()
+def project(weight: torch.Tensor, basis: torch.Tensor, complement: bool, strength: float) -> torch.Tensor:
+    """``W (I - s R R^T)``, or with the complement's basis K ``(1 - s) W + s W K K^T``, computed in at least float32.
+
+    Args:
+        weight: (out, width); basis: (width, r).
+    """
+    dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
+    exact, basis = weight.to(dtype), basis.to(weight.device, dtype)
+    with torch.autocast(weight.device.type, enabled=False):
+        part = (exact @ basis) @ basis.T
+        out = torch.lerp(exact, part, strength) if complement else exact - strength * part
+    return out.to(weight.dtype)
+
+
+def match_layers(subspace: Subspace, family: str, layers: Iterable[Layer]) -> list[Layer]:
+    """The model's layers that the subspace has directions for.
+
+    Raises:
+        MismatchError: it is of another family, or the model lacks layers, or they have another size.
+    """
+    if subspace.info.family != family:
+        raise MismatchError(
+            f"This subspace was learned on a model of family {subspace.info.family!r}, and this model is of family {family!r}. "
+            "Use one of the same family, or learn one for this model."
+        )
+    there = {layer.name: layer for layer in layers}
+    missing = [name for name in subspace.shared if name not in there]
+    if missing:
+        raise MismatchError(
+            f"{len(missing)} of the subspace's {len(subspace.shared)} layers do not exist in this model, such as {missing[0]}. "
+            "It was learned on another variant of this family: learn one for this model."
+        )
+    for name, base in subspace.shared.items():
+        if there[name].width != subspace.bases[base].width:
+            raise MismatchError(
+                f"{name} has {subspace.bases[base].width} inputs in the subspace and {there[name].width} in the model. It was learned "
+                "on another variant: learn one for this model."
+            )
+    return [there[name] for name in subspace.shared]
+
+
+def effective(
+    subspace: Subspace, strength: float = 1.0, per_kind: Mapping[str, float] | None = None
+) -> dict[str, tuple[torch.Tensor, bool, float]]:
+    """Layer name -> ``(basis, complement, strength)`` that its weight is projected with; layers that stay as they are, are left out."""
+    found = {}
+    edits = {name: basis.edit(subspace.threshold) for name, basis in subspace.bases.items()}
+    for name, base in subspace.shared.items():
+        own = strength * (per_kind or {}).get(subspace.kinds[name], 1.0)
+        edit = edits[base]
+        if own and edit:
+            found[name] = (*edit, own)
+    return found

@@ -1,0 +1,155 @@
+"""Subspace files: named-key safetensors, vectors in bf16 and spectra in float32; described in docs/mask_format.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .. import atomic
+from ..errors import BadContentsError, MaskError, MaskFileError, MaskWriteError, NewerFormatError, NotAMaskError
+from .file import format_info, parse_info
+from .subspace import Basis, Subspace
+
+FORMAT_VERSION = 1
+# Keys of the metadata that only subspaces have.
+MARK = "uniforget_subspace"
+MAX_LAYERS = 4096
+MAX_WIDTH = 1 << 17
+_NAME = re.compile(r"[!-~]{1,200}")
+
+
+def save(subspace: Subspace, path: str | os.PathLike[str]) -> None:
+    """Write `subspace` to `path`, replacing what is there in one step; vectors are rounded to bf16.
+
+    Raises:
+        MaskWriteError: it could not be written; what was there before is unchanged.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise MaskWriteError(f"{path}: expected a name that ends in .safetensors. Add the ending.")
+    tensors: dict[str, torch.Tensor] = {}
+    bases: dict[str, Any] = {}
+    for name, basis in subspace.bases.items():
+        tensors[f"{name}.vectors"] = basis.vectors.to(torch.bfloat16).contiguous()
+        tensors[f"{name}.energy"] = basis.energy.contiguous()
+        bases[name] = [basis.first, basis.missed.hex()]
+    metadata = {
+        **format_info(subspace),
+        MARK: str(FORMAT_VERSION),
+        "threshold": subspace.threshold.hex(),
+        "range": f"{subspace.low.hex()} {subspace.high.hex()}",
+        "layers": json.dumps([[name, subspace.kinds[name], base] for name, base in subspace.shared.items()]),
+        "bases": json.dumps(bases),
+    }
+    try:
+        atomic.replace_by(path, lambda temporary: save_file(tensors, temporary, metadata))
+    except (OSError, SafetensorError) as error:
+        raise MaskWriteError(
+            f"{path}: the subspace was not saved ({getattr(error, 'strerror', None) or error}). Free "
+            f"{sum(t.nbytes for t in tensors.values()) / 1e6:.0f} MB on the disk, or choose another folder."
+        ) from error
+
+
+def is_subspace(path: str | os.PathLike[str]) -> bool:
+    """Whether the file at `path` says that it is a subspace. Whatever else it is: False."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return MARK in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+def load(path: str | os.PathLike[str]) -> Subspace:
+    """Read a subspace. Nothing that the file says is believed before it is checked.
+
+    Raises:
+        MaskFileError: one of its subclasses, naming the file and what is wrong with it.
+    """
+    name = str(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            if MARK not in metadata:
+                raise NotAMaskError(f"{name}: this safetensors file is no UniForget subspace. Choose one that UniForget saved.")
+            version = metadata[MARK]
+            if version != str(FORMAT_VERSION):
+                newer = version.isdecimal() and int(version[:9]) > FORMAT_VERSION
+                if newer:
+                    raise NewerFormatError(f"{name}: this subspace has format version {version[:9]}. Update UniForget.")
+                _bad(name, f"its format version is {version[:20]!r}")
+            layers, bases = _table(metadata, name)
+            # ComfyUI runs nodes in inference mode; subspaces are ordinary tensors wherever they were loaded.
+            with torch.inference_mode(False):
+                read = {base: _basis(file, base, *bases[base], name) for base in bases}
+        low, high = (float.fromhex(text) for text in metadata["range"].split())
+        found = Subspace(
+            read,
+            {layer: base for layer, _, base in layers},
+            {layer: kind for layer, kind, _ in layers},
+            float.fromhex(metadata["threshold"]),
+            parse_info({k: v for k, v in metadata.items() if isinstance(v, str)}, name),
+            low,
+            high,
+        )
+        if found.digest() != metadata.get("digest"):
+            _bad(name, "its digest does not belong to its contents")
+        return found
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, OverflowError, RecursionError, MaskError) as error:
+        if isinstance(error, MaskFileError):
+            raise
+        if isinstance(error, OSError):
+            raise MaskFileError(f"{name}: the subspace file cannot be read ({error.strerror or error}).") from error
+        _bad(name, f"{error}"[:200])
+
+
+def _bad(name: str, what: str) -> NoReturn:
+    raise BadContentsError(
+        f"{name}: this subspace file is damaged: {what}. Download or copy it again, or learn a new one."
+    ) from None
+
+
+def _table(metadata: dict[str, str], name: str) -> tuple[list[tuple[str, str, str]], dict[str, tuple[int, float]]]:
+    """Layers (name, kind, base) and bases (first, missed)."""
+    layers, bases = json.loads(metadata["layers"]), json.loads(metadata["bases"])
+    if (
+        not isinstance(layers, list)
+        or not isinstance(bases, dict)
+        or not 0 < len(layers) <= MAX_LAYERS
+        or len(bases) > MAX_LAYERS
+    ):
+        _bad(name, "its layers are no list of layers")
+    for row in layers:
+        fits = isinstance(row, list) and len(row) == 3 and all(isinstance(part, str) and _NAME.fullmatch(part) for part in row)
+        if not fits or row[1] not in ("ffn", "attn") or row[2] not in bases:
+            _bad(name, f"a layer is described by {ascii(row)[:80]}")
+    if len({row[0] for row in layers}) != len(layers):
+        _bad(name, "a layer stands twice")
+    out = {}
+    for base, row in bases.items():
+        if not isinstance(row, list) or len(row) != 2 or type(row[0]) is not int or not 0 <= row[0] <= MAX_WIDTH:
+            _bad(name, f"a basis is described by {ascii(row)[:80]}")
+        missed = float.fromhex(row[1])
+        if not 0 <= missed <= 1:
+            _bad(name, f"a basis misses {missed} of its energy")
+        out[base] = (row[0], missed)
+    return [(a, b, c) for a, b, c in layers], out
+
+
+def _basis(file: Any, base: str, first: int, missed: float, name: str) -> Basis:
+    vectors, energy = file.get_slice(f"{base}.vectors"), file.get_slice(f"{base}.energy")
+    if vectors.get_dtype() != "BF16" or energy.get_dtype() != "F32":
+        _bad(name, f"{base}: expected BF16 vectors and F32 energies; found {vectors.get_dtype()} and {energy.get_dtype()}")
+    shape, size = vectors.get_shape(), energy.get_shape()
+    if len(shape) != 2 or len(size) != 1 or shape[0] != size[0] or not 0 < size[0] <= MAX_WIDTH or shape[1] > shape[0]:
+        _bad(name, f"{base}: vectors {tuple(shape)} and energies {tuple(size)} do not fit together")
+    found = Basis(file.get_tensor(f"{base}.vectors").clone(), file.get_tensor(f"{base}.energy").clone(), first, missed)
+    if not bool(torch.isfinite(found.energy).all()) or not bool(torch.isfinite(found.vectors).all()):
+        _bad(name, f"{base}: its vectors or energies are no numbers")
+    return found

@@ -1,0 +1,1 @@
+"""What can be masked: model families as data, and what is read off a model's weight names and shapes."""

@@ -1,0 +1,193 @@
+"""Recognising a model by its weights' names and shapes, in ComfyUI's naming or another host's."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from ..errors import FamilyError, MismatchError
+from .families import FAMILIES
+from .families.schema import Alias, Family, Key, Naming
+from .families.unsupported import STRANGERS, Stranger
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a host keeps some of the outputs of a Linear: its module path there, whether its row halves are exchanged."""
+
+    path: str
+    swapped: bool = False
+
+
+def family(name: str) -> Family:
+    """The family called `name`.
+
+    Raises:
+        FamilyError: there is none; the message lists those there are.
+    """
+    for entry in FAMILIES:
+        if entry.name == name:
+            return entry
+    known = ", ".join(f.name for f in FAMILIES)
+    raise FamilyError(f"This version of UniForget knows no model family {name!r} (it knows: {known}). Update UniForget.")
+
+
+def detect(shapes: Shapes) -> tuple[Family, Naming | None]:
+    """The family whose defining weights are all among `shapes`, and the naming they are in (None: ComfyUI's own).
+
+    Args:
+        shapes: weight name, relative to the diffusion model -> shape.
+
+    Raises:
+        FamilyError: none matches; the message names some of what was found and the nearest family.
+    """
+    # One text, a name per line, so that each pattern is one search.
+    text = "\n".join(shapes)
+    stranger = next((s for s in STRANGERS if _line(s.key).search(text)), None)
+    for entry in () if stranger else FAMILIES:
+        if _matches(text, shapes, entry.keys, entry.without):
+            return entry, None
+        naming = entry.diffusers
+        if naming.keys and _matches(text, shapes, naming.keys, naming.without):
+            return entry, naming
+    raise FamilyError(_unknown(text, shapes, stranger))
+
+
+def _unknown(text: str, shapes: Shapes, stranger: Stranger | None) -> str:
+    """What to tell about weights of no family."""
+    if not shapes:
+        return "This model has no weights, so there is nothing to mask. Load a model; for a state dict, check the prefix."
+    found = f"found {len(shapes)} weights such as {', '.join(_sample(shapes))}"
+    if stranger and stranger.advice:
+        return f"This is {stranger.title}, not a diffusion model ({found}). {stranger.advice}"
+    near, how = _nearest(text, shapes, by_name=not stranger)
+    nearest = (
+        f"{how} {near.title} ({near.name}), but no mask of that family fits"
+        if near
+        else "It resembles none of the supported families"
+    )
+    what = f"cannot mask {stranger.title}" if stranger else "does not know this model"
+    return (
+        f"UniForget {what}: {found}. {nearest}. Use a model of a supported family: {', '.join(f.title for f in FAMILIES)}. "
+        "CONTRIBUTING.md says how to add one."
+    )
+
+
+def _sample(shapes: Shapes, most: int = 3) -> list[str]:
+    """Names that tell a model: the first one of each of its largest parts."""
+    names = [n for n in shapes if n.endswith(".weight")] or list(shapes)
+    parts = Counter(n.partition(".")[0] for n in names)
+    firsts = {part: next(n for n in names if n.partition(".")[0] == part) for part, _ in parts.most_common(most)}
+    return list(dict.fromkeys([*firsts.values(), *names]))[:most]
+
+
+def _matches(text: str, shapes: Shapes, keys: Iterable[Key], without: Iterable[str]) -> bool:
+    return all(_present(text, shapes, key) for key in keys) and not any(_line(w).search(text) for w in without)
+
+
+def _present(text: str, shapes: Shapes, key: Key) -> bool:
+    for match in _line(key.name).finditer(text):
+        shape = shapes[match.group()]
+        if (not key.ndim or len(shape) == key.ndim) and (not key.columns or (len(shape) > 1 and shape[1] in key.columns)):
+            return True
+    return False
+
+
+@cache
+def _line(pattern: str) -> re.Pattern[str]:
+    return re.compile(f"^(?:{pattern})$", re.MULTILINE)
+
+
+def _nearest(text: str, shapes: Shapes, by_name: bool) -> tuple[Family | None, str]:
+    """The family that is built most alike, else (`by_name`) the one with the most similar names; None when there is no likeness."""
+
+    def share(found: Sequence[bool]) -> float:
+        return sum(found) / max(1, len(found))
+
+    def likeness(f: Family) -> float:
+        rules = [bool(_line(r.path.replace("{last}", r"\d+") + r"\.weight").search(text)) for r in f.rules if r.kind]
+        aliases = [bool(_line(_pattern(a).pattern + r"\.weight").search(text)) for a in f.diffusers.aliases]
+        keys, other = ([_present(text, shapes, key) for key in found] for found in (f.keys, f.diffusers.keys))
+        return max(share(keys) + share(rules), share(other) + share(aliases))
+
+    best = max(FAMILIES, key=likeness)
+    if likeness(best) > 0.3:
+        return best, "The nearest family is"
+    names = list(dict.fromkeys(re.sub(r"\d+", "0", n) for n in shapes if n.endswith(".weight")))
+    sample = names[:: max(1, len(names) // 60)]
+    examples = {f.name: [re.sub(r"\\d\+", "0", k.name).replace("\\", "") for k in (*f.keys, *f.diffusers.keys)] for f in FAMILIES}
+
+    def ratio(f: Family) -> float:
+        return max((difflib.SequenceMatcher(None, k, n).ratio() for k in examples[f.name] for n in sample), default=0.0)
+
+    best = max(FAMILIES, key=ratio)
+    return (best, "By its weights' names the nearest family is") if by_name and ratio(best) > 0.8 else (None, "")
+
+
+def canonical(shapes: Shapes, naming: Naming | None) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[Piece, ...]]]:
+    """`shapes` under ComfyUI's names, and for each module path there the pieces that the host keeps it in.
+
+    Weights that no alias names are left out; without a naming (or one without aliases) all stay as they are.
+
+    Raises:
+        MismatchError: a piece of a fused Linear is missing.
+    """
+    if naming is None or not naming.aliases:
+        return {n: tuple(s) for n, s in shapes.items()}, {n.rpartition(".")[0]: (Piece(n.rpartition(".")[0]),) for n in shapes}
+    order = {alias: i for i, alias in enumerate(naming.aliases)}
+    layers = _layers(shapes)
+    found: dict[str, list[tuple[int, str, Alias]]] = {}
+    paths = dict.fromkeys(n.rpartition(".")[0] for n in shapes)
+    for path in paths:
+        for alias in naming.aliases:
+            name = _translate(alias, path, layers)
+            if name is not None:
+                found.setdefault(name, []).append((order[alias], path, alias))
+    out: dict[str, tuple[int, ...]] = {}
+    origin: dict[str, tuple[Piece, ...]] = {}
+    for name, parts in found.items():
+        parts.sort(key=lambda part: part[0])
+        wanted = sum(a.canonical == parts[0][2].canonical for a in naming.aliases)
+        if len(parts) != wanted:
+            raise MismatchError(
+                f"{name} is kept in {wanted} pieces here, and only {len(parts)} are there ({', '.join(p[1] for p in parts)}). "
+                "Was a part of this model removed or fused? Load it as it was published."
+            )
+        for leaf in ("weight", "bias"):
+            pieces = [tuple(shapes[f"{path}.{leaf}"]) for _, path, _ in parts if f"{path}.{leaf}" in shapes]
+            if len(pieces) == len(parts):
+                out[f"{name}.{leaf}"] = (sum(p[0] for p in pieces), *pieces[0][1:])
+        weight = out.get(f"{name}.weight", ())
+        origin[name] = tuple(
+            Piece(path, bool(a.swapped_chunks) and len(weight) == 2 and a.swapped_chunks * weight[1] == weight[0])
+            for _, path, a in parts
+        )
+    return out, origin
+
+
+def _layers(shapes: Shapes) -> int:
+    """Layers per block of a diffusers UNet, 0 for anything else."""
+    numbers = [int(m.group(1)) for m in re.finditer(r"^down_blocks\.0\.resnets\.(\d+)\.", "\n".join(shapes), re.MULTILINE)]
+    return max(numbers) + 1 if numbers else 0
+
+
+@cache
+def _pattern(alias: Alias) -> re.Pattern[str]:
+    return re.compile(re.escape(alias.other).replace(r"\{\}", r"(\d+)").replace(r"\{\*\}", "(.*)"))
+
+
+def _translate(alias: Alias, path: str, layers: int) -> str | None:
+    """The canonical path of a host's `path` by this alias, None if it says nothing about it."""
+    match = _pattern(alias).fullmatch(path)
+    if not match:
+        return None
+    values = list(match.groups())
+    if alias.joined >= 0:
+        values[:2] = [str(alias.joined + int(values[0]) * (layers + 1) + int(values[1]))]
+    return alias.canonical.replace("{*}", "{}").format(*values)

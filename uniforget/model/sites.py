@@ -1,0 +1,208 @@
+"""Sites: the places in a model where gates sit, read off its weight shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import MismatchError, SettingError
+from ..mask.info import MaskSet
+from .detect import Piece, canonical, detect
+from .families.schema import KINDS, Family, Rule
+
+TARGETS = {
+    "ffn + norm": ("ffn", "norm"),
+    "ffn": ("ffn",),
+    "norm": ("norm",),
+    "attn": ("attn",),
+    "ffn + norm + attn": ("ffn", "norm", "attn"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Columns (``axis`` "in") or rows (``axis`` "out") of one module's weight that a site's gates scale.
+
+    Attributes:
+        path: the module, in the host's naming.
+        start: the first column or row; ``width`` neighbours share a gate.
+        size: length of the weight's whole axis.
+        swapped: the host stores the two halves of the rows in exchanged order (see :class:`~uniforget.model.families.schema.Alias`).
+    """
+
+    path: str
+    axis: str
+    size: int
+    start: int = 0
+    width: int = 1
+    swapped: bool = False
+
+    def spread(self, gates: torch.Tensor) -> torch.Tensor:
+        """Gates (..., units) -> one factor per column or row from ``start`` on (..., units * width)."""
+        if self.width > 1:
+            gates = gates.repeat_interleave(self.width, dim=-1)
+        return torch.cat(gates.chunk(2, dim=-1)[::-1], dim=-1) if self.swapped else gates
+
+
+@dataclass(frozen=True)
+class Site:
+    """``units`` gates with one meaning: neurons, norm channels or heads of one layer, and the ``places`` they fold into.
+
+    ``name`` is what masks call it (ComfyUI's path of the Linear or norm), whatever the host's naming.
+    """
+
+    name: str
+    kind: str
+    units: int
+    places: tuple[Place, ...]
+
+
+def find_sites(shapes: Mapping[str, Sequence[int]], kinds: Iterable[str] = KINDS) -> tuple[Family, list[Site]]:
+    """The model's family and its sites of the given kinds, in the order of `shapes`.
+
+    Args:
+        shapes: weight name, relative to the diffusion model -> shape, in ComfyUI's or diffusers' naming.
+
+    Raises:
+        FamilyError: the family is unknown.
+        MismatchError: a site's size does not fit its gates, or a part of it is missing or not computed with.
+    """
+    entry, naming = detect(shapes)
+    known, origin = canonical(shapes, naming)
+    rules = [(rule, _compiled(rule, known)) for rule in entry.rules]
+    wanted = set(kinds)
+    sites = []
+    for weight, shape in known.items():
+        path = weight.removesuffix(".weight")
+        if path == weight or len(shape) not in (1, 2):
+            continue
+        used = ""
+        for rule, pattern in rules:
+            # A Linear may carry several sites, on different parts of its axis.
+            if used and not rule.part:
+                continue
+            match = pattern.fullmatch(path)
+            if match:
+                used = rule.kind
+                if rule.kind in wanted:
+                    sites.append(_site(rule, match, known, origin))
+                if not rule.part:
+                    break
+    _refuse_fused(sites, shapes)
+    return entry, sites
+
+
+def _refuse_fused(sites: Iterable[Site], shapes: Mapping[str, Sequence[int]]) -> None:
+    """diffusers' fuse_qkv_projections() copies Linears together and leaves the old ones unused: gates there would do nothing."""
+    for site in sites:
+        for place in site.places:
+            parent = place.path.rpartition(".")[0]
+            for copy in ("to_qkv", "to_added_qkv", "to_kv"):
+                if f"{parent}.{copy}.weight" in shapes:
+                    raise MismatchError(
+                        f"{site.name}: its gates act on {place.path}, and this model may compute with its fused copy {parent}.{copy}. "
+                        "Load the model again, and fold the mask before calling fuse_qkv_projections()."
+                    )
+
+
+def _compiled(rule: Rule, known: Mapping[str, Sequence[int]]) -> re.Pattern[str]:
+    if "{last}" not in rule.path:
+        return re.compile(rule.path)
+    number = re.compile(rule.path.split("{last}")[0] + r"(\d+)\.")
+    numbers = [int(m.group(1)) for m in map(number.match, known) if m]
+    return re.compile(rule.path.replace("{last}", str(max(numbers, default=-1))))
+
+
+def _site(rule: Rule, match: re.Match[str], known: Mapping[str, Sequence[int]], origin: Mapping[str, tuple[Piece, ...]]) -> Site:
+    name = match.expand(rule.name) if rule.name else match.group()
+    paths = [match.group(), *(match.expand(p) for p in rule.also)]
+    places: list[Place] = []
+    for path in paths:
+        shape = known.get(f"{path}.weight")
+        if shape is None:
+            raise MismatchError(
+                f"{name}: its gates also act on {path}, which this model lacks. Load the model as it was published."
+            )
+        size = shape[1] if rule.axis == "in" else shape[0]
+        start, length = {"": (0, size), "first": (0, shape[0]), "rest": (shape[0], size - shape[0])}[rule.part]
+        length = length * rule.chunks[0] // rule.chunks[1]
+        width = _width(rule, match, known, length, name)
+        if length <= 0 or length % width:
+            raise MismatchError(
+                f"{name}: {length} {'columns' if rule.axis == 'in' else 'rows'} of {path} are no multiple of {width}."
+            )
+        for piece in origin[path]:
+            places.append(Place(piece.path, rule.axis, size, start, width, piece.swapped))
+    units = length // width
+    return Site(name, rule.kind, units, tuple(places))
+
+
+def _width(rule: Rule, match: re.Match[str], known: Mapping[str, Sequence[int]], length: int, name: str) -> int:
+    """Columns or rows per gate."""
+    if rule.heads:
+        return max(1, length // rule.heads)
+    if not rule.like:
+        return rule.width
+    names = [match.expand(template) for template in rule.like]
+    for weight in names:
+        if weight in known:
+            return known[weight][0]
+    raise MismatchError(
+        f"{name}: the size of its heads cannot be told, because the model lacks {names[0]}. Load it as it was published."
+    )
+
+
+def telling(sites: Iterable[Site]) -> list[Site]:
+    """The sites whose weights a fingerprint is taken of: down projections, which every host keeps in one piece, by name."""
+    return sorted((s for s in sites if s.kind == "ffn"), key=lambda s: s.name)
+
+
+def target_kinds(targets: str) -> tuple[str, ...]:
+    """Kinds that a ``targets`` setting names.
+
+    Raises:
+        SettingError: no such choice.
+    """
+    try:
+        return TARGETS[targets]
+    except KeyError:
+        raise SettingError(f"targets: expected one of {', '.join(TARGETS)}; found {targets!r}.") from None
+
+
+def match_sites(mask: MaskSet, family: Family, sites: Iterable[Site]) -> list[Site]:
+    """The model's sites that `mask` has gates for, in the mask's order.
+
+    Raises:
+        MismatchError: the mask is of another family, has sites that the model lacks, or sites of another size or kind.
+    """
+    if mask.info.family != family.name:
+        raise MismatchError(
+            f"This mask was learned on a model of family {mask.info.family!r} and this model is {family.title} ({family.name!r}). "
+            "Use a mask of the same family, or learn one for this model."
+        )
+    there = {s.name: s for s in sites}
+    missing = [name for name in mask.gates if name not in there]
+    if missing:
+        raise MismatchError(
+            f"{len(missing)} of the mask's {len(mask.gates)} sites do not exist in this model: {_some(missing)}. "
+            "The mask was learned on another variant of this family: learn one for this model."
+        )
+    wrong = [
+        f"{name} has {gates.numel()} {mask.kinds[name]} gates in the mask and {there[name].units} {there[name].kind} units in the model"
+        for name, gates in mask.gates.items()
+        if (gates.numel(), mask.kinds[name]) != (there[name].units, there[name].kind)
+    ]
+    if wrong:
+        raise MismatchError(
+            f"{len(wrong)} of the mask's {len(mask.gates)} sites have another size or kind than in this model: {_some(wrong)}. "
+            "The mask was learned on another variant: learn one for this model."
+        )
+    return [there[name] for name in mask.gates]
+
+
+def _some(things: list[str], most: int = 5) -> str:
+    more = f" and {len(things) - most} more" if len(things) > most else ""
+    return ", ".join(things[:most]) + more

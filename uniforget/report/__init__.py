@@ -1,0 +1,1 @@
+"""What forgetting changed, for people to read: sweeps, reports, and how a picture was made."""
