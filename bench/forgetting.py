@@ -1,6 +1,6 @@
 """Does it forget, at what price, and does it stay forgotten? On the testbeds, beside everything it should be compared with.
 
-    python -m bench.forgetting --json FILE [--quick] [--testbed mmdit|unet|both] [--only TEXT] [--docs docs/forgetting.md]
+    python -m bench.forgetting --json FILE [--quick] [--testbed mmdit|unet|both] [--only TEXT] [--docs bench/results/forgetting.md]
 
 Every row is one edited model. It is written as soon as it is measured, and rows that FILE has are not measured again: a run that was
 stopped goes on, and `--only` adds some rows. Masks are kept in `.cache/forgetting`.
