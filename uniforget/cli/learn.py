@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .. import __version__, config
+from .. import __version__, config, untrusted
 from ..errors import LearnError, SettingError
 from ..learn import Progress as State
 from ..learn import Settings, curve_csv, learn, shards
@@ -79,7 +79,7 @@ def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str 
         info = MaskInfo(
             family=loaded.family.name,
             base=base_fingerprint(loaded.denoiser),
-            base_name=Path(model).name,
+            base_name=untrusted.safe(Path(model).name, line=True, most=untrusted.TEXT // 2),
             method=settings.objective,
             beta=settings.beta,
             preset=values["preset"],

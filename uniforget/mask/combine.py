@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import __version__, config
+from .. import __version__, config, untrusted
 from ..errors import FamilyError, MismatchError, SettingError
 from ..model.blocks import describe_blocks, select_blocks
 from ..model.detect import family
@@ -104,11 +104,13 @@ def select(mask: MaskSet, kinds: Iterable[str] = KINDS, blocks: str = "") -> Mas
     with torch.inference_mode(False):
         gates = {name: values if name in chosen else torch.ones(values.shape) for name, values in mask.gates.items()}
     named = [kind for kind in KINDS if kind in wanted and len(wanted) < len(KINDS)]
-    what = ", ".join([*named, *([blocks] if blocks else [])])
+    what = ", ".join([*named, *([" ".join(blocks.split())] if blocks else [])])
     before = mask.info.extra.get("selected")
     # Of what else is noted (losses, for example) nothing holds for a part of the mask.
     kept = {name: text for name, text in mask.info.extra.items() if name.startswith("combined_")}
-    extra = {**kept, "selected": f"{before}; then {what}" if before else what, "selected_from": mask.digest()}
+    selected = f"{before}; then {what}" if before else what
+    # What was chosen last counts most.
+    extra = {**kept, "selected": selected[-untrusted.TEXT :], "selected_from": mask.digest()}
     return replace(mask, gates=gates, info=replace(mask.info, extra=extra))
 
 
@@ -131,8 +133,10 @@ def select_layers(subspace: Subspace, kinds: Iterable[str] = KINDS, blocks: str 
         )
     if len(chosen) == len(subspace.shared):
         return subspace
-    what = ", ".join([*(k for k in KINDS if k in wanted and len(wanted) < len(KINDS)), *([blocks] if blocks else [])])
-    extra = {"selected": what, "selected_from": subspace.digest()}
+    what = ", ".join(
+        [*(k for k in KINDS if k in wanted and len(wanted) < len(KINDS)), *([" ".join(blocks.split())] if blocks else [])]
+    )
+    extra = {"selected": what[-untrusted.TEXT :], "selected_from": subspace.digest()}
     return replace(subspace.only(chosen), info=replace(subspace.info, extra=extra))
 
 
@@ -274,14 +278,16 @@ def _info_of_both(a: MaskInfo, b: MaskInfo, method: str, extra: Mapping[str, str
     fields = ("beta", "preset", "prompts_hash", "seed", "steps", "learn_seconds")
     bases: list[str] = []
     # Masks that were combined before have several; a mask of an unknown model makes the whole unknown.
-    for base in [*a.base.split(), *b.base.split()] if a.base and b.base else []:
-        if not any(base == known or same_base(base, known) for known in bases):
-            bases.append(base)
+    for one in [*a.base.split(), *b.base.split()] if a.base and b.base else []:
+        if not any(one == known or same_base(one, known) for known in bases):
+            bases.append(one)
+    # Too many make the whole unknown, too.
+    base = " ".join(bases)
     names = [*a.base_name.split(" + "), *b.base_name.split(" + ")]
     return MaskInfo(
         family=a.family,
-        base=" ".join(bases),
-        base_name=" + ".join(dict.fromkeys(filter(None, names))),
+        base=base if len(base) <= untrusted.TEXT else "",
+        base_name=" + ".join(dict.fromkeys(filter(None, names)))[: untrusted.TEXT],
         method=method,
         targets=tuple(kind for kind in KINDS if kind in (*a.targets, *b.targets)),
         version=__version__,

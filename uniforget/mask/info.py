@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from .. import untrusted
 from ..errors import MaskError
 from ..model.families.schema import KINDS
 
@@ -36,8 +37,10 @@ class MaskInfo:
         version: version of UniForget that made it.
         extra: anything else, by name.
 
+    Every text is one line without control characters, of at most ``untrusted.TEXT`` characters: it is shown to people.
+
     Raises:
-        MaskError: a value has the wrong type or is not finite.
+        MaskError: a value has the wrong type, is not finite, or is no such text.
     """
 
     family: str
@@ -56,7 +59,7 @@ class MaskInfo:
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
-            self._require(name, _is_text(getattr(self, name)), "text")
+            self._require_text(name, getattr(self, name))
         for name in ("seed", "steps"):
             value = getattr(self, name)
             self._require(
@@ -74,13 +77,23 @@ class MaskInfo:
             f"kinds out of {', '.join(KINDS)}",
         )
         object.__setattr__(self, "targets", tuple(self.targets))
-        texts = isinstance(self.extra, Mapping) and all(_is_text(k) and _is_text(v) for k, v in self.extra.items())
-        self._require("extra", texts, "texts by name")
+        self._require("extra", isinstance(self.extra, Mapping), "texts by name")
         object.__setattr__(self, "extra", dict(self.extra))
+        self._require("extra", len(self.extra) <= untrusted.EXTRAS, f"at most {untrusted.EXTRAS} texts")
+        for name, value in self.extra.items():
+            self._require_text("extra", name, untrusted.EXTRA_NAME)
+            self._require_text(f"extra.{name}", value)
 
     def _require(self, name: str, valid: bool, expected: str) -> None:
         if not valid:
             raise MaskError(f"Mask information {name!r}: expected {expected}; found {getattr(self, name)!r:.80}.")
+
+    @staticmethod
+    def _require_text(name: str, value: object, most: int = untrusted.TEXT) -> None:
+        if not isinstance(value, str):
+            raise MaskError(f"Mask information {name!r:.100}: expected text; found {value!r:.80}.")
+        if fault := untrusted.fault_of_text(value, most):
+            raise MaskError(f"Mask information {name!r:.100}: expected {fault}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,11 +199,6 @@ class MaskSet:
 def to_bytes(gates: torch.Tensor) -> np.ndarray:
     """Gates in [0, 1] -> uint8 in steps of 1/255, rounded half to even."""
     return np.rint(gates.detach().numpy() * np.float32(255)).astype(np.uint8)
-
-
-def _is_text(value: object) -> bool:
-    """Whether `value` is text that UTF-8 can hold (half a surrogate pair is not)."""
-    return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode()
 
 
 def _check_gates(name: str, gates: torch.Tensor) -> None:
