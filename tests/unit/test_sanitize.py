@@ -300,7 +300,8 @@ def test_a_full_disk_leaves_nothing(tmp_path, mask, monkeypatch):
 KILLED = """
 import sys, time
 from pathlib import Path
-from uniforget import files, safefile
+from uniforget.checkpoint import safefile
+from uniforget.mask import files
 from uniforget.checkpoint.fileplan import Use
 from uniforget.checkpoint.sanitize import marked, sanitize
 old = safefile.chunks

@@ -299,7 +299,7 @@ def rewrite(
 
     def write(temporary: Path) -> None:
         with (
-            open(temporary, "xb", buffering=0) as file,
+            open(temporary, "wb", buffering=0) as file,
             open(header.path, "rb", buffering=0) as source,
             open(header.path, "rb", buffering=0) as aside,
             ThreadPoolExecutor(1) as beside,
