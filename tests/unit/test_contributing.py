@@ -19,7 +19,7 @@ def test_the_example_family_works(monkeypatch):
     names = dict(vars(archs))
     exec(code, names)
     monkeypatch.setattr(detect, "FAMILIES", (*detect.FAMILIES, names["EXAMPLE"]))
-    block = {"attn.qkv": (24, 8), "attn.q_norm": (4,), "attn.proj": (8, 8), "mlp.fc2": (8, 32)}
+    block = {"attn.qkv": (24, 8), "attn.q_norm": (4,), "attn.proj": (8, 8), "mlp.fc1": (32, 8), "mlp.fc2": (8, 32)}
     comfy = weights({"shared_modulation": (48, 8)} | {f"blocks.{i}.{k}": v for i in (0, 1) for k, v in block.items()})
     family, sites = find_sites(comfy)
     found = {s.name: (s.kind, s.units) for s in sites}
@@ -29,7 +29,7 @@ def test_the_example_family_works(monkeypatch):
         "blocks.1.norm1": ("norm", 8), "blocks.1.attn.proj": ("attn", 2),
     }  # fmt: skip
     block = {"attn.to_q": (8, 8), "attn.to_k": (8, 8), "attn.to_v": (8, 8), "attn.norm_q": (4,), "attn.to_out.0": (8, 8)}
-    block["ff.net.2"] = (8, 32)
+    block |= {"ff.net.0.proj": (32, 8), "ff.net.2": (8, 32)}
     there = {f"transformer_blocks.{i}.{k}": v for i in (0, 1) for k, v in block.items()}
     _, theirs = find_sites(weights({"transformer_blocks.0.shared_norm": (8,)} | there))
     assert {s.name: (s.kind, s.units) for s in theirs} == found

@@ -153,6 +153,25 @@ def test_projections_that_diffusers_has_fused_are_refused_because_gates_would_do
     assert find_sites(fused, ("ffn", "attn"))[1] == []
 
 
+@pytest.mark.parametrize(("name", "theirs", "shapes"), MINIMAL, ids=IDS)
+def test_a_look_alike_with_linears_of_its_own_is_refused_and_they_are_named(name, theirs, shapes):
+    """Ovis-Image has FLUX's keys and another FFN: its neurons would stay, and nobody would be told."""
+    rows = {"sd3": "joint_blocks", "flux": "double_blocks"}
+    for strange in (f"{rows.get(name, 'blocks')}.3.other_mlp.down", "more_blocks.0.attn.in_proj", "experts.0.w1"):
+        weight = f"{strange}_weight" if strange.endswith("in_proj") else f"{strange}.weight"
+        message = refusal(shapes | {weight: (8, 8)})
+        assert "does not know this model: it has what tells" in message and strange in message and f"({name})" in message
+    # a norm, a convolution and a table are no Linears, and what is in no block is none of the family's business
+    others = {"blocks.0.new_norm.weight": (8,), "blocks.0.conv.weight": (8, 8, 3, 3), "new_embedder.0.weight": (8, 8)}
+    assert found(shapes | others) == (name, theirs)
+
+
+def test_what_other_programs_attach_to_a_model_does_not_hide_its_family():
+    adapter = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_ip.0.weight"
+    assert found(THEIRS["sd1"] | square(adapter)) == ("sd1", True)
+    assert found(OURS["flux"] | square("pulid_ca.0.to_q.weight")) == ("flux", False)
+
+
 # --- what no mask fits
 
 HUNYUAN_VIDEO = square(

@@ -1,18 +1,20 @@
 """Every model family on diffusers' own classes: all sites are found, fold exactly, and do something."""
 
 import copy
+import re
 
 import diffusers
 import pytest
 import torch
 
 from tests.unit import diffusers_zoo as zoo
-from uniforget.errors import FamilyError
+from uniforget.errors import FamilyError, UniForgetError
 from uniforget.hosts.diffusers.apply import find_modules, fold_
 from uniforget.mask.fold import factors
 from uniforget.mask.gates import gated
 from uniforget.mask.info import MaskInfo, MaskSet
 from uniforget.model.families.schema import KINDS
+from uniforget.model.sites import find_sites
 
 
 class Loaded:
@@ -56,6 +58,17 @@ def test_every_site_is_found(loaded):
         if kind != "norm":  # those may sit on what reads the norm
             assert {(s.places[0].path, s.units) for s in sites} == {(spot.path, spot.gates) for spot in living}
     assert len({s.name for s in loaded.sites}) == len(loaded.sites)
+
+
+def test_a_linear_under_another_name_is_noticed(loaded):
+    """The claim to know every Linear of every block is not empty: each kind of them is missed when it is called otherwise."""
+    shapes = {name: tuple(p.shape) for name, p in loaded.model.named_parameters()}
+    blocks = [n for n, p in loaded.modules.items() if isinstance(p, torch.nn.Linear) and re.match(r"(?:.*\.)?\d+\.[a-z]", n)]
+    for path in {re.sub(r"\d+", "0", n): n for n in blocks}.values():
+        parent, _, leaf = path.rpartition(".")
+        other = {(f"{parent}.new_{leaf}.weight" if n == f"{path}.weight" else n): s for n, s in shapes.items()}
+        with pytest.raises(UniForgetError, match=f"new_{leaf}|lacks|pieces|know this model"):
+            find_sites(other)
 
 
 def test_a_head_is_as_wide_as_the_modules_head(loaded):

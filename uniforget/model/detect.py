@@ -12,9 +12,11 @@ from functools import cache
 from ..errors import FamilyError, MismatchError
 from .families import FAMILIES
 from .families.schema import Alias, Family, Key, Naming
-from .families.unsupported import STRANGERS, Stranger
+from .families.unsupported import ATTACHED, STRANGERS, Stranger
 
 Shapes = Mapping[str, Sequence[int]]
+# The weight of a Linear in a numbered block, and its path: blocks.0.attn.qkv.weight, blocks.0.attn.in_proj_weight.
+_BLOCK_WEIGHT = re.compile(r"((?:.*\.)?\d+\.[A-Za-z_].*?)(?:\.weight|(?<=in_proj)_weight)")
 
 
 @dataclass(frozen=True)
@@ -45,34 +47,82 @@ def detect(shapes: Shapes) -> tuple[Family, Naming | None]:
         shapes: weight name, relative to the diffusion model -> shape.
 
     Raises:
-        FamilyError: none matches; the message names some of what was found and the nearest family.
+        FamilyError: none matches, and the message names some of what was found and the nearest family; or one does and the blocks have
+            Linears that it does not know, which would stay as they are without a word.
     """
     # One text, a name per line, so that each pattern is one search.
     text = "\n".join(shapes)
-    stranger = next((s for s in STRANGERS if _line(s.key).search(text)), None)
-    for entry in () if stranger else FAMILIES:
-        if _matches(text, shapes, entry.keys, entry.without):
-            return entry, None
+    odd = stranger(shapes)
+    for entry in () if odd else FAMILIES:
         naming = entry.diffusers
+        if _matches(text, shapes, entry.keys, entry.without):
+            return _member(entry, None, shapes), None
         if naming.keys and _matches(text, shapes, naming.keys, naming.without):
-            return entry, naming
-    raise FamilyError(_unknown(text, shapes, stranger))
+            return _member(entry, naming, shapes), naming
+    raise FamilyError(_unknown(text, shapes, odd))
 
 
-def _unknown(text: str, shapes: Shapes, stranger: Stranger | None) -> str:
+def stranger(shapes: Shapes) -> Stranger | None:
+    """What these weights are of, if it is something that no mask fits."""
+    text = "\n".join(shapes)
+    return next((s for s in STRANGERS if _line(s.key).search(text)), None)
+
+
+def _member(entry: Family, naming: Naming | None, shapes: Shapes) -> Family:
+    """`entry`, if it knows every Linear in the blocks of a model that has its defining weights.
+
+    Raises:
+        FamilyError: it does not.
+    """
+    found = [path for name, shape in shapes.items() if (path := _in_block(name, shape))]
+    layers = _layers(shapes)
+    aliases = naming.aliases if naming else ()
+    names = {path: [n for a in aliases if (n := _translate(a, path, layers))] or [path] for path in found}
+    rules = [re.compile(rule.path.replace("{last}", r"\d+")) for rule in entry.rules]
+    known = _any((*entry.plain, *(naming.plain if naming else ()), *ATTACHED))
+    gated: set[str] = set()
+    for name in dict.fromkeys(n for ns in names.values() for n in ns):
+        for rule, pattern in zip(entry.rules, rules, strict=True):
+            if match := pattern.fullmatch(name):
+                gated |= {name, *(match.expand(other) for other in rule.also)}
+    strange = [path for path in found if not any(n in gated or known.fullmatch(n) for n in (path, *names[path]))]
+    if not strange:
+        return entry
+    # One of each kind: numbers tell blocks apart, not what is in them.
+    some = list({re.sub(r"\d+", "0", path): path for path in reversed(strange)}.values())[::-1]
+    more = f" and {len(some) - 4} other kinds" if len(some) > 4 else ""
+    raise FamilyError(
+        f"UniForget does not know this model: it has what tells {entry.title} ({entry.name}), but {len(strange)} of the {len(found)} Linears in "
+        f"its blocks are no part of that family: {', '.join(some[:4])}{more}. A mask would leave them as they are. Use a published "
+        f"{entry.title} model, without what other programs added to it; CONTRIBUTING.md says how to add a family."
+    )
+
+
+def _in_block(name: str, shape: Sequence[int]) -> str:
+    """The path of a Linear (or of a stack of them) in a numbered block; "" for any other weight."""
+    match = _BLOCK_WEIGHT.fullmatch(name)
+    return match[1] if match and len(shape) in (2, 3) else ""
+
+
+@cache
+def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+def _unknown(text: str, shapes: Shapes, odd: Stranger | None) -> str:
     """What to tell about weights of no family."""
     if not shapes:
         return "This model has no weights, so there is nothing to mask. Load a model; for a state dict, check the prefix."
     found = f"found {len(shapes)} weights such as {', '.join(_sample(shapes))}"
-    if stranger and stranger.advice:
-        return f"This is {stranger.title}, not a diffusion model ({found}). {stranger.advice}"
-    near, how = _nearest(text, shapes, by_name=not stranger)
+    if odd and odd.advice:
+        return f"This is {odd.title}, not a diffusion model ({found}). {odd.advice}"
+    near, how = _nearest(text, shapes, by_name=not odd)
     nearest = (
         f"{how} {near.title} ({near.name}), but no mask of that family fits"
         if near
         else "It resembles none of the supported families"
     )
-    what = f"cannot mask {stranger.title}" if stranger else "does not know this model"
+    what = f"cannot mask {odd.title}" if odd else "does not know this model"
     return (
         f"UniForget {what}: {found}. {nearest}. Use a model of a supported family: {', '.join(f.title for f in FAMILIES)}. "
         "CONTRIBUTING.md says how to add one."

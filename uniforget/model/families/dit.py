@@ -19,6 +19,7 @@ SD3 = Family(
         Rule("norm", _SD3_STREAM + r"adaLN_modulation\.1", axis="out"),
         Rule("attn", _SD3_STREAM + r"attn2?\.proj", width=64),
     ),
+    plain=(_SD3_STREAM + r"(?:mlp\.fc1|attn2?\.qkv)", r"context_processor\..*"),
     blocks=_JOINT,
     streams=(Stream("image", r"\.x_block\."), Stream("text", r"\.context_block\.")),
     diffusers=Naming(
@@ -61,6 +62,7 @@ PIXART = Family(
         Rule("norm", r"(blocks\.\d+)\.mlp\.fc1", name=r"\1.norm2"),
         Rule("attn", r"blocks\.\d+\.(?:attn|cross_attn)\.proj", heads=16),
     ),
+    plain=(r"blocks\.\d+\.cross_attn\.(?:q|kv)_linear",),
     blocks=(Blocks("", r"blocks\.(\d+)\."),),
     streams=(Stream("self", r"\.attn\."), Stream("cross", r"\.cross_attn\.")),
     diffusers=Naming(
@@ -77,6 +79,7 @@ PIXART = Family(
             ("blocks.{}.attn.proj", "transformer_blocks.{}.attn1.to_out.0"),
             ("blocks.{}.cross_attn.proj", "transformer_blocks.{}.attn2.to_out.0"),
         ),
+        plain=(r"transformer_blocks\.\d+\.attn2\.to_[qkv]",),
     ),
 )
 
@@ -89,6 +92,7 @@ HUNYUANDIT = Family(
         Rule("norm", r"blocks\.\d+\.norm[123]", axis="out"),
         Rule("attn", r"(blocks\.\d+\.attn[12])\.out_proj", like=(r"\1.q_norm.weight",)),
     ),
+    plain=(r"blocks\.\d+\.(?:attn1\.Wqkv|attn2\.(?:q|kv)_proj|default_modulation\.1|mlp\.fc1|skip_linear)",),
     blocks=(Blocks("", r"blocks\.(\d+)\."),),
     streams=(Stream("self", r"\.attn1\."), Stream("cross", r"\.attn2\.")),
     diffusers=Naming(
@@ -104,6 +108,7 @@ HUNYUANDIT = Family(
             ("blocks.{}.attn1.q_norm", "blocks.{}.attn1.norm_q"),
             ("blocks.{}.attn2.q_norm", "blocks.{}.attn2.norm_q"),
         ),
+        plain=(r"blocks\.\d+\.(?:attn[12]\.to_[qkv]|norm1\.linear|skip_linear)",),
     ),
 )
 
@@ -123,6 +128,7 @@ QWEN_IMAGE = Family(
         Rule("norm", r"transformer_blocks\.\d+\.(?:img|txt)_mod\.1", axis="out"),
         Rule("attn", r"(transformer_blocks\.\d+)\.attn\.(?:to_out\.0|to_add_out)", like=(r"\1.attn.norm_q.weight",)),
     ),
+    plain=(r"transformer_blocks\.\d+\.(?:attn\.(?:to_[qkv]|add_[qkv]_proj)|(?:img|txt)_mlp\.net\.0\.proj)",),
     blocks=(Blocks("", r"transformer_blocks\.(\d+)\."),),
     streams=(Stream("image", r"\.img_|\.attn\.to_(?:[qkv]|out)\b"), Stream("text", r"\.txt_|\.attn\.(?:add_|to_add_)")),
     # Both hosts use the same names.
@@ -137,6 +143,10 @@ AURAFLOW = Family(
         Rule("ffn", r"(?:double_layers\.\d+\.mlp[CX]|single_layers\.\d+\.mlp)\.c_proj"),
         Rule("norm", r"(?:double_layers\.\d+\.mod[CX]|single_layers\.\d+\.modCX)\.1", axis="out"),
         Rule("attn", r"(?:double_layers\.\d+\.attn\.w[12]o|single_layers\.\d+\.attn\.w1o)", heads=12),
+    ),
+    plain=(
+        r"double_layers\.\d+\.(?:attn\.w[12][qkv]|mlp[CX]\.c_fc[12])",
+        r"single_layers\.\d+\.(?:attn\.w1[qkv]|mlp\.c_fc[12])",
     ),
     blocks=(Blocks("DOUBLE", r"double_layers\.(\d+)\."), Blocks("SINGLE", r"single_layers\.(\d+)\.")),
     streams=(
@@ -162,7 +172,14 @@ AURAFLOW = Family(
             ("single_layers.{}.modCX.1", "single_transformer_blocks.{}.norm1.linear"),
             ("single_layers.{}.attn.w1o", "single_transformer_blocks.{}.attn.to_out.0"),
         ),
+        plain=(r"(?:joint|single)_transformer_blocks\.\d+\.attn\.(?:to_[qkv]|add_[qkv]_proj)",),
     ),
+)
+
+# What Wan's video variants steer it by: control videos, speech, faces.
+_WAN_EXTRAS = (
+    r"(?:vace_blocks|audio_injector|casual_audio_encoder|face_adapter|face_encoder|motion_encoder|control_adapter)\..*",
+    r"blocks\.\d+\.audio_cross_attn_wrapper\..*",
 )
 
 WAN = Family(
@@ -176,6 +193,7 @@ WAN = Family(
         Rule("norm", r"blocks\.\d+\.norm3", axis="out"),
         Rule("attn", r"blocks\.\d+\.(?:self|cross)_attn\.o", width=128),
     ),
+    plain=(r"blocks\.\d+\.cross_attn\.(?:[qkv]|[kv]_img)", *_WAN_EXTRAS),
     blocks=(Blocks("", r"blocks\.(\d+)\."),),
     streams=(Stream("self", r"\.self_attn\."), Stream("cross", r"\.cross_attn\.")),
     diffusers=Naming(
@@ -191,6 +209,11 @@ WAN = Family(
             ("blocks.{}.self_attn.o", "blocks.{}.attn1.to_out.0"),
             ("blocks.{}.cross_attn.o", "blocks.{}.attn2.to_out.0"),
             ("blocks.{}.norm3", "blocks.{}.norm2"),
+        ),
+        plain=(
+            r"blocks\.\d+\.attn2\.(?:to_[qkv]|add_[kv]_proj)",
+            r"condition_embedder\.image_embedder\.ff\..*",
+            *_WAN_EXTRAS,
         ),
     ),
 )

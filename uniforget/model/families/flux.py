@@ -39,6 +39,7 @@ _FLUX_MLP = same(
     ("single_blocks.{}.linear1", "single_transformer_blocks.{}.proj_mlp"),
     ("single_blocks.{}.linear2", "single_transformer_blocks.{}.proj_out"),
 )
+_FLUX_PLAIN = (r"double_blocks\.\d+\.(?:img|txt)_(?:attn\.qkv|mlp\.0)", r"single_blocks\.\d+\.linear1")
 _FLUX_IN = Key(r"img_in\.weight")
 # HunyuanVideo and its kin share FLUX's block names.
 _NOT_FLUX = (r"txt_in\.individual_token_refiner\..*", r"latent_in\..*", r"byt5_in\..*", r"nerf_blocks\..*")
@@ -53,6 +54,7 @@ FLUX = Family(
         Rule("norm", r"double_blocks\.\d+\.(?:img|txt)_mod\.lin", axis="out"),
         Rule("norm", r"single_blocks\.\d+\.modulation\.lin", axis="out"),
     ),
+    plain=_FLUX_PLAIN,
     blocks=_FLUX_BLOCKS,
     streams=_FLUX_STREAMS,
     diffusers=Naming(
@@ -108,6 +110,7 @@ CHROMA = Family(
     keys=(_FLUX_IN, Key(r"distilled_guidance_layer\.in_proj\.weight"), Key(r"double_blocks\.0\.img_attn\.qkv\.weight")),
     without=_NOT_FLUX,
     rules=(*_FLUX_RULES, *_FLUX_CONSUMERS),
+    plain=(r"distilled_guidance_layer\.layers\.\d+\.(?:in|out)_layer",),
     blocks=_FLUX_BLOCKS,
     streams=_FLUX_STREAMS,
     diffusers=Naming(
@@ -116,5 +119,6 @@ CHROMA = Family(
             Key(r"single_transformer_blocks\.0\.proj_mlp\.weight"),
         ),
         aliases=(*_FLUX_ATTENTION, *_FLUX_MLP),
+        plain=(r"distilled_guidance_layer\.layers\.\d+\.linear_[12]",),
     ),
 )

@@ -10,6 +10,11 @@ _NEXT_RULES = (
     Rule("norm", _NEXT_LAYER + r"(?:attention_norm|ffn_norm)[12]", axis="out"),
     Rule("attn", _NEXT_LAYER + r"attention\.out", like=(r"\1.attention.q_norm.weight",)),
 )
+_NEXT_PLAIN = (
+    _NEXT_LAYER + r"(?:attention\.qkv|feed_forward\.w[13]|adaLN_modulation\.[01])",
+    # Z-Image: pictures as a prompt, and the decoder of the pixel-space variant.
+    r"(?:siglip_refiner|dec_net\.res_blocks)\..*",
+)
 _NEXT_BLOCKS = (
     Blocks("", r"layers\.(\d+)\."),
     Blocks("NOISE", r"noise_refiner\.(\d+)\."),
@@ -26,6 +31,7 @@ LUMINA2 = Family(
         Key(r"layers\.0\.attention\.qkv\.weight"),
     ),
     rules=_NEXT_RULES,
+    plain=_NEXT_PLAIN,
     blocks=_NEXT_BLOCKS,
     diffusers=Naming(
         keys=(
@@ -33,6 +39,7 @@ LUMINA2 = Family(
             Key(r"layers\.0\.feed_forward\.linear_2\.weight"),
             Key(r"time_caption_embed\.caption_embedder\.0\.weight"),
         ),
+        plain=(_NEXT_LAYER + r"(?:attn\.to_[qkv]|norm1\.linear)",),
         aliases=same(
             *(
                 alias
@@ -60,6 +67,7 @@ Z_IMAGE = Family(
         Key(r"layers\.0\.attention\.qkv\.weight"),
     ),
     rules=_NEXT_RULES,
+    plain=_NEXT_PLAIN,
     blocks=_NEXT_BLOCKS,
     diffusers=Naming(
         keys=(
@@ -67,6 +75,7 @@ Z_IMAGE = Family(
             Key(r"layers\.0\.adaLN_modulation\.0\.weight"),
             Key(r"layers\.0\.attention\.to_q\.weight"),
         ),
+        plain=(_NEXT_LAYER + r"(?:attention\.to_[qkv]|adaLN_modulation\.0)",),
         aliases=same(
             *(
                 alias

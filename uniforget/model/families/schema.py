@@ -78,11 +78,12 @@ class Alias:
 
 @dataclass(frozen=True)
 class Naming:
-    """Another host's names for a family: what tells it there, and which paths mean what."""
+    """Another host's names for a family: what tells it there, which paths mean what, and which have no counterpart and no gate."""
 
     keys: tuple[Key, ...]
     aliases: tuple[Alias, ...]
     without: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ class Family:
         blocks: how its blocks are called.
         diffusers: diffusers' naming.
         streams: parts of its blocks that are shown apart; what none of them matches is in no stream.
+        plain: regular expressions of the paths of its blocks' other Linears, which hold no gate. A model with a Linear in a block that
+            neither a rule nor this knows is no member of the family (see :func:`uniforget.model.detect.detect`).
     """
 
     name: str
@@ -124,6 +127,7 @@ class Family:
     diffusers: Naming
     without: tuple[str, ...] = ()
     streams: tuple[Stream, ...] = ()
+    plain: tuple[str, ...] = ()
 
 
 def same(*paths: tuple[str, str]) -> tuple[Alias, ...]:

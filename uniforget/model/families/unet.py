@@ -19,6 +19,12 @@ _UNET_IN = r"(?:input_blocks\.\d+|output_blocks\.\d+)\.1\.proj_in\.weight"
 _UNET_TEXT = r"output_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight"
 _UNET_IN_DIFFUSERS = r"(?:down_blocks|up_blocks)\.\d+\.attentions\.0\.proj_in\.weight"
 _UNET_TEXT_DIFFUSERS = r"up_blocks\.\d+\.attentions\.0\.transformer_blocks\.0\.attn2\.to_k\.weight"
+_UNET_PLAIN = (
+    r"(?:input_blocks\.\d+|middle_block|output_blocks\.\d+)\.\d+\.emb_layers\.1",
+    r"(?:input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.proj_(?:in|out)",
+    _UNET_BLOCK + r"(?:attn[12]\.to_[qkv]|ff\.net\.0\.proj)",
+)
+_UNET_PLAIN_DIFFUSERS = (r"(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.resnets\.\d+\.time_emb_proj",)
 _VIDEO = (r".*\.(?:time_stack|time_mix_blocks|temporal_transformer_blocks|motion_modules)\..*",)
 
 
@@ -40,7 +46,8 @@ def _unet(name: str, title: str, text: tuple[int, ...], ndim: int, heads: int = 
         ),
         blocks=_UNET_BLOCKS,
         streams=(Stream("self", r"\.attn1\."), Stream("cross", r"\.attn2\.")),
-        diffusers=Naming(theirs, _UNET_ALIASES, _VIDEO),
+        plain=_UNET_PLAIN,
+        diffusers=Naming(theirs, _UNET_ALIASES, _VIDEO, _UNET_PLAIN_DIFFUSERS),
     )
 
 

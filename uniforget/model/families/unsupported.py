@@ -20,6 +20,14 @@ class Stranger:
     advice: str = ""
 
 
+# What other programs add to models of any family, and no gate sits on: adapters for pictures as prompts, and diffusers' fused copies of
+# projections (:mod:`uniforget.model.sites` refuses those where gates would be lost).
+ATTACHED = (
+    r".*\.processor\..*",
+    r"(?:encoder_hid_proj|pulid_\w+|ip_adapter\w*)\..*",
+    r".*\.to_(?:added_qkv|qkv|kv)",
+)
+
 _MODEL_ITSELF = "Load the diffusion model itself."
 
 # The first that matches counts.
