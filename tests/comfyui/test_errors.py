@@ -101,9 +101,9 @@ def test_a_name_from_another_node_is_refused_when_it_arrives(client, masks, grap
         (lambda data: b"", "the file is empty"),
         (lambda data: data[:-3], "the file is cut off"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "this mask file is damaged"),
-        (lambda data: data.replace(b'"dtype":"U8"', b'"dtype":"F8"'), "expected dtype U8; found 'F8'"),
+        (lambda data: data.replace(b'"dtype":"U8"', b'"dtype":"F8"'), "header cannot be read"),
         (lambda data: b"\x80\x04K\x01.", "refused: pickle"),
-        (lambda data: data.replace(b'"format_version":"1"', b'"format_version":"2"'), "Update UniForget"),
+        (lambda data: data.replace(b'format\\":1', b'format\\":2'), "Update UniForget"),
     ],
     ids=["empty", "truncated", "corrupted", "wrong_typed", "pickled", "newer"],
 )

@@ -1,7 +1,9 @@
-"""Mask files that must be refused, each with its own error."""
+"""Mask files and texts that must be refused, each with its own error, before anything large is made of them."""
 
+import base64
 import io
 import pickle
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,11 +13,12 @@ import pytest
 import torch
 from safetensors.numpy import save as safetensors_bytes
 
-from tests.unit.masks import FFN, INFO, MASKS, assert_same, changed, coded_mask, hard_mask, join, refused, split
+from tests.unit.masks import INFO, MASKS, assert_same, changed, hard_mask, join, refused, split
 from uniforget import errors
 from uniforget.mask import file as maskfile
-from uniforget.mask import sitetable
+from uniforget.mask import text as masktext
 from uniforget.mask.info import MaskSet
+from uniforget.mask.subspace import Basis, Subspace
 
 
 def test_the_helpers_change_nothing_by_themselves():
@@ -23,12 +26,13 @@ def test_the_helpers_change_nothing_by_themselves():
 
 
 def test_newer_version():
-    refused(changed({"format_version": "2"}), errors.NewerFormatError, "format version 2", "up to 1", "Update UniForget")
+    refused(changed({"format": 2}), errors.NewerFormatError, "format version 2", "up to 1", "Update UniForget")
 
 
-@pytest.mark.parametrize("version", ["", "0", "1.0", "-2", "٢", "x"])
+@pytest.mark.parametrize("version", ["", "1", "2", 0, 1.5, -2, None, [], 10**400])
 def test_odd_version(version):
-    refused(changed({"format_version": version}), errors.BadContentsError, "format_version '1'")
+    kind = errors.NewerFormatError if version == 10**400 else errors.BadContentsError
+    refused(changed({"format": version}), kind, "format version")
 
 
 def test_pickles_under_any_name(tmp_path):
@@ -78,177 +82,150 @@ def test_truncated_anywhere():
             with pytest.raises(errors.TruncatedError):
                 maskfile.loads(data[:length])
     refused(b"", errors.TruncatedError, "the file is empty", "again")
+    refused(maskfile.dumps(hard_mask()) + b"x", errors.TruncatedError, "something follows its end")
 
 
-def test_tail():
-    refused(maskfile.dumps(hard_mask()) + b"x", errors.BadContentsError, "1 bytes follow")
+@pytest.mark.parametrize(
+    ("about", "word"),
+    [
+        ({"workflow": "{}"}, "'workflow'"),
+        *(({"seed": value}, "seed") for value in (-1, 1.5, "1", 2**64, True)),
+        *(({"beta": value}, "beta") for value in (float("nan"), float("inf"), -1, 10**400, "1", [])),
+        ({"learn_seconds": "1,5"}, "learn_seconds"),
+        *(({"targets": value}, "targets") for value in ("ffn", ["ffn", "heads"], [["ffn"]], {"ffn": 1})),
+        *(({"family": value}, "family") for value in ("", 3, None)),
+        *(({"base": value}, "base") for value in ("\ud800", 3, {})),
+        *(({"extra": value}, "extra") for value in (3, {"a": 1}, ["a"])),
+        ({"digest": "0123456789"}, "digest says '0123456789'"),
+        ({"digest": [1]}, "digest says"),
+        ({"x" * 5000: 1}, "xxx"),
+        ({"targets": ["x" * 50_000]}, "targets"),
+        ({"digest": "x" * 50_000}, "digest"),
+    ],
+)
+def test_wrong_information(about, word):
+    refused(changed(about), errors.BadContentsError, word, "damaged", "Download or copy the mask again")
 
 
-@pytest.mark.parametrize("key", ["format_version", "family", "sparsity", "digest"])
-def test_missing_metadata(key):
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{", "[" * 50_000, '{"format":' + "9" * 5000 + "}"])
+def test_information_that_is_none(text):
+    refused(join(text, split(maskfile.dumps(hard_mask()))[1]), errors.BadContentsError, "damaged")
+
+
+@pytest.mark.parametrize("key", ["format", "family", "digest"])
+def test_missing_information(key):
     refused(changed(drop=[key]), errors.BadContentsError, key)
 
 
-@pytest.mark.parametrize(
-    ("metadata", "word"),
-    [
-        ({"workflow": "{}"}, "'workflow'"),
-        ({"seed": "1e3"}, "seed"),
-        ({"seed": "99999999999999999999"}, "seed"),
-        ({"steps": "-1"}, "steps"),
-        ({"beta": "nan"}, "beta"),
-        ({"beta": "9e999"}, "beta"),
-        ({"learn_seconds": "1,5"}, "learn_seconds"),
-        ({"targets": "ffn,heads"}, "targets"),
-        ({"family": ""}, "family"),
-        ({"digest": "0123456789"}, "digest says '0123456789'"),
-        ({"sparsity": "ffn=0.900"}, "sparsity says"),
-        ({"base": "\ud800"}, "base"),
-        ({"base": 3}, "must be texts"),
-    ],
-)
-def test_wrong_metadata(metadata, word):
-    refused(changed(metadata), errors.BadContentsError, word, "damaged", "Download or copy the mask again")
-
-
-def with_header(change):
-    header, sites, gates = split(maskfile.dumps(hard_mask()))
-    change(header)
-    return join(header, sites, gates, fit=False)
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        (lambda h: h.pop("gates"), "lacks the tensor 'gates'"),
-        (lambda h: h.pop("sites"), "lacks the tensor 'sites'"),
-        (lambda h: h.update(more=h["gates"]), "unknown tensor 'more'"),
-        (lambda h: h.update(gates=7), "tensor 'gates'"),
-        (lambda h: h["gates"].update(dtype="F32"), "expected dtype U8; found 'F32'"),
-        (lambda h: h["gates"].update(dtype=None), "expected dtype U8; found None"),
-        (lambda h: h["gates"].update(shape=[2, 2]), "shape [2, 2]"),
-        (lambda h: h["gates"].update(shape=[3]), "shape [3]"),
-        (lambda h: h["gates"].update(shape=[True]), "shape [True]"),
-        (lambda h: h["gates"].update(shape=[-4]), "shape [-4]"),
-        (lambda h: h["gates"].update(data_offsets=[0, 4]), "data_offsets [0, 4]"),
-        (lambda h: h["gates"].pop("shape"), "not described"),
-        (lambda h: h["sites"].update(extra=1), "not described"),
-    ],
-)
-def test_wrong_tensors(change, word):
-    refused(with_header(change), errors.BadContentsError, word)
-
-
-@pytest.mark.parametrize("value", [float("nan"), -1.0, 7.0])
-def test_float_gates_are_refused_whatever_they_are(value):
-    # What a homemade tool might write: the right metadata around plain numbers.
-    header, sites, _ = split(maskfile.dumps(hard_mask()))
-    gates = np.array([0, value, 1], np.float32).tobytes()
-    header["gates"] = {"dtype": "F32", "shape": [3], "data_offsets": [len(sites), len(sites) + len(gates)]}
-    refused(join(header, sites, gates, fit=False), errors.BadContentsError, "'gates': expected dtype U8; found 'F32'")
-    plain = safetensors_bytes({FFN: np.array([value], np.float32)}, header["__metadata__"])
-    refused(plain, errors.BadContentsError, "it lacks the tensor 'sites'")
-
-
-def test_every_gate_that_a_soft_file_can_hold_is_a_gate():
-    for byte in range(256):
-        sites = zlib.compress(b"ffn.2.a")
-        gates = bytes([3, byte, 255])
-        mask = MaskSet({"a": torch.tensor([byte / 255, 1.0])}, {"a": "ffn"}, INFO)
-        shares = f"ffn={mask.off_share():.3f},all={mask.off_share():.3f}"
-        loaded = maskfile.loads(changed({"digest": mask.digest(), "sparsity": shares}, sites=sites, gates=gates))
-        assert torch.equal(loaded.gates["a"], mask.gates["a"])
-
-
-@pytest.mark.parametrize(
-    "text",
-    [b"{" * 100_000, b'{"a":' * 50_000, b"{nope}", b'{"a":1,"a":2}', b'{"\xff":1}', b'{"a":' + b"9" * 5000 + b"}"],
-    ids=["nested", "deep", "words", "twice", "utf8", "digits"],
-)
+@pytest.mark.parametrize("text", [b"{" * 100_000, b'{"a":' * 40_000, b"{nope}", b'{"\xff":1}', b'{"a":' + b"9" * 5000 + b"}"])
 def test_wrong_header(text):
-    with pytest.raises((errors.BadContentsError, errors.NotAMaskError)):
-        maskfile.loads(len(text).to_bytes(8, "little") + text)
+    refused(len(text).to_bytes(8, "little") + text, errors.BadContentsError, "header cannot be read")
+
+
+@pytest.mark.parametrize("tensors", [{"bits": None}, {"sites": None}, {"bytes": b"1"}, {"more": b""}])
+def test_wrong_tensors(tensors):
+    refused(changed(**tensors), errors.BadContentsError, "it holds the tensors")
 
 
 @pytest.mark.parametrize(
-    ("gates", "word"),
+    ("tensors", "word"),
     [
-        (b"", "missing"),
-        (b"\0\xff", "take 3 bytes, not 1"),
-        (b"\0\xff\xff\xff", "bits after the last"),
-        (b"\4", "coding is 4"),
-        (b"\1\1\0\1", "end too early"),
-        (b"\1" + b"\1\0" * 3, "end too early"),
-        (b"\1" + b"\0\0" * 3 + b"\0" * 6, "rate is 0"),
-        (b"\1" + b"\1\0" * 3 + b"\0" * 6, "below 2**32"),
-        (b"\3" + b"\xff" * 18, "19 gates and it holds 18"),
-        (b"\3" + b"\xff" * 20, "19 gates and it holds 20"),
+        ({"bits": b"\xff\xff"}, "19 gates, which take 3 bytes; found 2"),
+        ({"bits": b"\xff" * 4}, "take more than 3 bytes"),
+        ({"bits": None, "bytes": b"\xff" * 18}, "19 gates, which take 19 bytes; found 18"),
+        ({"bits": None, "bytes": b"\xff" * 20}, "take more than 19 bytes"),
+        *(
+            ({"sites": table}, "a site is described by")
+            for table in (b"ffn 10", b"ffn  a", b"ffn 0 a", b"ffn -1 a", b"ffn 1e3 a", b"head 19 a", b"ffn 10 a\nffn 9 a")
+        ),
+        ({"sites": b""}, "gates are cut off"),
+        ({"sites": b"ffn 999999999 a"}, "more than 16777216 gates"),
+        ({"sites": b"ffn 19 a..b"}, "dotted path"),
+        ({"sites": b"ffn 19 \xe9"}, "dotted path"),
+        ({"sites": b"ffn 19 " + b"y" * 50_000}, "dotted path"),
+        ({"sites": b"z" * 50_000 + b" 19 a"}, "a site is described by"),
+        ({"sites": b"".join(b"ffn 1 a%d\n" % i for i in range(8193))}, "more than 8192 sites"),
     ],
 )
-def test_wrong_gates(gates, word):
-    refused(changed(gates=gates), errors.BadContentsError, word)
+def test_wrong_contents(tensors, word):
+    refused(changed(**tensors), errors.BadContentsError, word)
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        (lambda coded: coded[:-1] + bytes([coded[-1] ^ 2]), "the gates do not end where they must"),
-        (lambda coded: coded[:-2], "the gates end too early"),
-        (lambda coded: coded[:-1], "the gates end too early"),
-        (lambda coded: coded + b"\0\0", "2 bytes follow the last gate"),
-    ],
-)
-def test_wrong_coded_gates(change, word):
-    coded = split(maskfile.dumps(coded_mask()))[2]
-    assert coded[0] == 1
-    refused(changed(make=coded_mask, gates=change(coded)), errors.BadContentsError, word)
+def test_streams_that_do_not_end_where_they_must():
+    good = zlib.compress(split(maskfile.dumps(hard_mask()))[1]["sites"])
+    for packed in (good + b"more", good[:-2], b""):
+        refused(changed(packed={"sites": packed}), errors.BadContentsError, "sites are cut off")
+    refused(changed(packed={"sites": b"junk"}), errors.BadContentsError, "cannot be unpacked")
 
 
-@pytest.mark.parametrize(
-    ("table", "word"),
-    [
-        (b"", "line 1 of its site table is malformed"),
-        (b"ffn.10", "malformed"),
-        (b"ffn..a", "malformed"),
-        (b"ffn.10.a\n..b.", "malformed"),
-        (b"ffn.0.a", "no count"),
-        (b"ffn.-1.a", "no count"),
-        (b"ffn.1e3.a", "no count"),
-        (b"ffn.999999999.a", "more than 16777216 gates"),
-        (b"ffn.10.a\nffn.9.a", "line 2 of its site table names a site again"),
-        (b"head.19.a", "found 'head'"),
-        (b"ffn.19.a b", "dotted path"),
-        (b"ffn.19.\xe9", "dotted path"),
-        (b"\n".join(b"ffn.1.a%d" % i for i in range(8193)), "8193 sites"),
-    ],
-)
-def test_wrong_site_tables(table, word):
-    refused(changed(sites=zlib.compress(table), gates=b"\3" + b"\xff" * 19), errors.BadContentsError, word)
+def text_of(data):
+    return masktext.MARK + base64.b64encode(data).decode()
 
 
-def test_bombs_are_not_unpacked():
-    bomb = zlib.compress(b"\0" * (50 << 20), 9)
-    assert len(bomb) < 100_000
-    refused(changed(sites=bomb), errors.BadContentsError, f"larger than {sitetable.MAX_TABLE}")
-    refused(changed(sites=b"junk"), errors.BadContentsError, "cannot be unpacked")
-    good = zlib.compress(b"ffn.19.a")
-    refused(changed(sites=good + b"more"), errors.BadContentsError, "something after it")
-    refused(changed(sites=good[:-2]), errors.BadContentsError, "cut off")
+def no_mask(text, kind, *words):
+    with pytest.raises(kind) as caught:
+        masktext.from_text(text)
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert message.startswith("embedded mask: ") and len(message) < 500 and message.isprintable()
+    for word in words:
+        assert word in message, message
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"metadata": {"k" * 50_000: "v"}}, "kkk"),
-        ({"metadata": {"targets": "ffn," + "x" * 50_000}}, "targets"),
-        ({"metadata": {"seed": "9" * 50_000}}, "seed"),
-        ({"metadata": {"digest": "x" * 50_000}}, "digest"),
-        ({"sites": zlib.compress(b"ffn.19." + b"y" * 50_000)}, "dotted path"),
-        ({"sites": zlib.compress(b"z" * 50_000 + b".19.a")}, "kind"),
-    ],
-)
-def test_long_junk_does_not_flood_the_message(change, word):
-    refused(changed(**change), errors.BadContentsError, word, "this mask file is damaged", "Download or copy the mask again")
-    with pytest.raises(errors.BadContentsError, match="damaged: ") as caught:
-        maskfile.loads(changed(**change))
-    assert len(str(caught.value)) < 450, str(caught.value)
+def test_bombs_do_not_go_off():
+    zeros = zlib.compress(b"\0" * (256 << 20), 9)
+    # As many sites as may be, with the longest names and each the same but for its number: short when packed.
+    many = b"".join(b"ffn 2047 %s%d\n" % (b"a" * 190, i) for i in range(8192))
+    bombs = [changed(packed={"sites": zeros}), changed(packed={"bits": zeros}), changed(sites=many), changed(sites=b"ffn 4194305 a")]
+    assert all(len(bomb) < 300_000 for bomb in bombs)
+    tracemalloc.start()
+    try:
+        for bomb in bombs:
+            no_mask(text_of(bomb), errors.BadContentsError)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 32 << 20
+
+
+@pytest.mark.parametrize("between", ["\n", "\r\n", "   ", "\n    "])
+def test_line_breaks_and_spaces_on_the_way_do_no_harm(between):
+    text = masktext.to_text(hard_mask())
+    wrapped = between.join(text[i : i + 64] for i in range(0, len(text), 64))
+    assert_same(masktext.from_text(f"\n {wrapped}\n"), hard_mask())
+
+
+def test_texts_that_are_no_mask():
+    no_mask("", errors.MaskFileMissingError, "this node is empty", "Paste")
+    no_mask(" \n ", errors.MaskFileMissingError)
+    no_mask("a cat on a mat", errors.NotAMaskError, "'acatonamat'")
+    no_mask("uniforget-m", errors.NotAMaskError, "only its beginning")
+    no_mask("\u202e" * 50, errors.NotAMaskError, "u202e")
+    no_mask(None, errors.NotAMaskError, "NoneType")
+    no_mask("x" * (masktext.MAX_TEXT + 1), errors.TooLargeError, f"{masktext.MAX_TEXT} characters")
+
+
+def test_damaged_texts_are_told_apart():
+    text = masktext.to_text(hard_mask())
+    for end in (-1, -4, -50, 20, 16):
+        no_mask(text[:end], errors.TruncatedError)
+    no_mask(text + "A", errors.BadContentsError, "it holds the character '='")
+    no_mask(text.rstrip("=") + "A" * 5, errors.TruncatedError)
+    for odd in ("{", "!", "\ud800", "\u202e", "é"):
+        no_mask(text[:-9] + odd + text[-8:], errors.BadContentsError, "it holds the character")
+    no_mask(text_of(changed({"format": 2})), errors.NewerFormatError, "Update")
+    no_mask(text_of(pickle.dumps([1])), errors.PickleRefusedError, "pickle")
+    no_mask(text_of(changed({"digest": "0" * 10})), errors.BadContentsError, "digest")
+
+
+def test_what_cannot_be_embedded_is_said():
+    big = MaskSet({"a": torch.rand(masktext.MAX_TEXT, generator=torch.Generator().manual_seed(0))}, {"a": "ffn"}, INFO)
+    with pytest.raises(errors.TooLargeError, match=r"this soft mask has 1048576 gates and would take .*Save it with Save Memorization Mask"):
+        masktext.to_text(big)
+    wide = MaskSet({"a": torch.ones(masktext.MAX_GATES + 1)}, {"a": "ffn"}, INFO)
+    with pytest.raises(errors.TooLargeError, match="this mask has 4194305 gates"):
+        masktext.to_text(wide)
+    basis = Basis(torch.eye(4), torch.tensor([0.7, 0.2, 0.1, 0.0]))
+    subspace = Subspace({"a": basis}, {"a": "a"}, {"a": "ffn"}, 0.05, INFO)
+    with pytest.raises(errors.SettingError, match="subspace has megabytes.*Share its file"):
+        masktext.to_text(subspace)

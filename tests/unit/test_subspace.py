@@ -228,7 +228,8 @@ def _changed(path, out, **metadata):
     with safe_open(path, "pt") as file:
         tensors, note = {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata())  # noqa: SIM118
     change = metadata.pop("tensors", lambda t: t)
-    save_file(change(tensors), out, note | metadata)
+    about = json.loads(note[subspacefile.MARK]) | metadata
+    save_file(change(tensors), out, {subspacefile.MARK: json.dumps(about)})
     return out
 
 
@@ -238,15 +239,18 @@ FC2 = "joint_blocks.0.x_block.mlp.fc2"
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"uniforget_subspace": "2"}, NewerFormatError, "Update UniForget"),
-        ({"uniforget_subspace": "x"}, BadContentsError, "format version"),
-        ({"threshold": "nan"}, BadContentsError, "Subspace threshold"),
-        ({"threshold": (0.5).hex()}, BadContentsError, "Subspace threshold"),
-        ({"layers": "[]"}, BadContentsError, "no list of layers"),
-        ({"layers": json.dumps([["a b", "ffn", FC2]])}, BadContentsError, "a layer is described by"),
-        ({"layers": json.dumps([[FC2, "ffn", FC2], [FC2, "ffn", FC2]])}, BadContentsError, "stands twice"),
-        ({"bases": json.dumps({FC2: [-1, "0x0p+0"]})}, BadContentsError, "described by"),
-        ({"bases": "[" * 100_000}, BadContentsError, "damaged"),
+        ({"format": 2}, NewerFormatError, "Update UniForget"),
+        ({"format": "x"}, BadContentsError, "format version"),
+        ({"threshold": float("nan")}, BadContentsError, "Subspace threshold"),
+        ({"threshold": "0.01"}, BadContentsError, "thresholds are no numbers"),
+        ({"range": [0.003]}, BadContentsError, "damaged"),
+        ({"seed": -1}, BadContentsError, "seed"),
+        ({"threshold": 0.5}, BadContentsError, "Subspace threshold"),
+        ({"layers": []}, BadContentsError, "no list of layers"),
+        ({"layers": [["a b", "ffn", FC2]]}, BadContentsError, "a layer is described by"),
+        ({"layers": [[FC2, "ffn", FC2], [FC2, "ffn", FC2]]}, BadContentsError, "stands twice"),
+        ({"bases": {FC2: [-1, 0.0]}}, BadContentsError, "described by"),
+        ({"bases": "[" * 100_000}, BadContentsError, "no list of layers"),
         ({"digest": "0"}, BadContentsError, "digest"),
         ({"tensors": lambda t: t | {f"{FC2}.vectors": t[f"{FC2}.vectors"].float()}}, BadContentsError, "BF16"),
         ({"tensors": lambda t: t | {f"{FC2}.vectors": t[f"{FC2}.vectors"][1:].clone()}}, BadContentsError, "do not fit"),

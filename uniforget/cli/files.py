@@ -164,7 +164,7 @@ def _header_of_model(path: Path) -> safefile.Header | None:
         header = safefile.read_header(path)
     except ModelFileError:
         return None
-    return None if {"format_version", subspacefile.MARK} & header.metadata.keys() else header
+    return None if {maskfile.MARK, subspacefile.MARK} & header.metadata.keys() else header
 
 
 def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:

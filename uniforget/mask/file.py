@@ -1,7 +1,6 @@
-"""Mask files: one safetensors file each, described in docs/mask_format.md.
+"""Files of gates: one safetensors file each, described in docs/mask_format.md.
 
-The header is written and read here rather than by a library: same mask, same bytes, and nothing that a file claims is
-believed before it is checked.
+Sizes and counts are checked before anything is unpacked or put together, because files come from strangers.
 """
 
 from __future__ import annotations
@@ -11,13 +10,16 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import safetensors
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import save as to_safetensors
 
 from .. import atomic
 from ..errors import (
@@ -32,20 +34,20 @@ from ..errors import (
     TooLargeError,
     TruncatedError,
 )
-from . import bitcode, sitetable
-from .bitcode import CodeError
+from ..model.families.schema import KINDS
 from .info import MaskInfo, MaskSet, to_bytes
 
+# The one key of the metadata; it holds JSON, because safetensors writes several keys in any order.
+MARK = "uniforget_mask"
 FORMAT_VERSION = 1
 MAX_BYTES = 32 << 20
 MAX_HEADER = 256 << 10
+MAX_INFO = 120 << 10  # characters of JSON; inside the header's own JSON some of them take two
+MAX_SITES = 8192
+MAX_GATES = 16 << 20
+MAX_TABLE = 216 * MAX_SITES
 
-_TEXTS = ("family", "base", "base_name", "method", "preset", "prompts_hash", "version")
-_REQUIRED = ("format_version", "uniforget", "family", "sparsity", "digest")
-_OPTIONAL = ("base", "base_name", "method", "beta", "preset", "targets", "prompts_hash", "seed", "steps", "learn_seconds")
-_EXTRA = "extra."
-# First byte of soft gates; bitcode's codings are 0 to 2.
-_ONE_BYTE_A_GATE = 3
+_SITE = re.compile(rf"({'|'.join(KINDS)}) ([1-9][0-9]{{0,8}}) (\S+)")
 _AGAIN = "Download or copy the mask again, or learn a new one."
 _SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -117,69 +119,139 @@ def dumps(mask: MaskSet, name: str = "mask") -> bytes:
     """
     # Tensors can be changed behind the mask's back, and NaN would be stored as any byte at all.
     mask = replace(mask)
-    sites = [(mask.kinds[site], gates.numel(), site) for site, gates in mask.gates.items()]
-    kinds, units, _ = zip(*sites, strict=True)
-    for count, limit, what in ((len(sites), sitetable.MAX_SITES, "sites"), (sum(units), sitetable.MAX_GATES, "gates")):
+    total = sum(gates.numel() for gates in mask.gates.values())
+    for count, limit, what in ((len(mask.gates), MAX_SITES, "sites"), (total, MAX_GATES, "gates")):
         if count > limit:
             raise TooLargeError(f"{name}: a mask file holds at most {limit} {what}; this mask has {count}. Learn fewer targets.")
+    table = "".join(f"{mask.kinds[site]} {gates.numel()} {site}\n" for site, gates in mask.gates.items())
     values = np.concatenate([to_bytes(gates) for gates in mask.gates.values()])
     hard = bool(((values == 0) | (values == 255)).all())
-    tensors = {
-        "sites": sitetable.pack(sites),
-        "gates": bitcode.encode(values == 255, units, kinds) if hard else bytes([_ONE_BYTE_A_GATE]) + values.tobytes(),
-    }
-    header: dict[str, Any] = {"__metadata__": format_info(mask)}
-    end = 0
-    for key, data in tensors.items():
-        header[key] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [end, end + len(data)]}
-        end += len(data)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER:
+    gates = np.packbits(values == 255, bitorder="little") if hard else values
+    packed = {"sites": table.encode("ascii"), "bits" if hard else "bytes": gates.tobytes()}
+    about = {"format": FORMAT_VERSION, "digest": mask.digest(), **mask.info.stored()}
+    text = json.dumps(about, sort_keys=True, separators=(",", ":"))
+    if len(text) > MAX_INFO:
         raise TooLargeError(
-            f"{name}: a mask's information takes at most {MAX_HEADER} bytes; found {len(text)}. Shorten the extra texts."
+            f"{name}: a mask's information takes at most {MAX_INFO} characters; found {len(text)}. Shorten the extra texts."
         )
-    return len(text).to_bytes(8, "little") + text + b"".join(tensors.values())
+    return to_safetensors({key: np.frombuffer(_pack(data), np.uint8) for key, data in packed.items()}, {MARK: text})
 
 
-def loads(data: bytes, name: str = "mask", most: int = sitetable.MAX_GATES) -> MaskSet:
+def loads(data: bytes, name: str = "mask", most: int = MAX_GATES) -> MaskSet:
     """The mask that `data`, the bytes of a mask file, holds. `name` is used in messages, `most` is how many gates it may have.
 
     Raises:
         MaskFileError: as for :func:`load`.
     """
-    header, body = _split(data, name)
-    metadata = header.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or "uniforget" not in metadata:
-        holds = ", ".join(_short(key) for key in sorted(header)[:3]) or "nothing"
+    check_start(data, len(data), name)
+    try:
+        tensors = {key: bytes(entry["data"]) for key, entry in safetensors.deserialize(data)}
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    except (SafetensorError, ValueError, RecursionError) as error:
+        # What its header describes does not fill the file, or is more than there is.
+        if "not fully covered" in str(error):
+            raise TruncatedError(f"{name}: the file is cut off, or something follows its end. {_AGAIN}") from None
+        _bad(name, f"its header cannot be read ({error})"[:200])
+    if MARK not in metadata:
+        holds = ", ".join(_short(key) for key in sorted(tensors)[:3]) or "nothing"
         raise NotAMaskError(
             f"{name}: this safetensors file is no UniForget mask (it holds {holds}). "
             "Models and LoRAs cannot be loaded here: choose a mask that UniForget saved."
         )
-    _check_metadata(metadata, name)
-    tensors = _tensors(header, body, name)
-    try:
-        kinds, units, names = zip(*sitetable.unpack(tensors["sites"], most), strict=True)
-        coded = tensors["gates"]
-        if coded[:1] == bytes([_ONE_BYTE_A_GATE]):
-            values = np.frombuffer(coded[1:], np.uint8).astype(np.float32) / np.float32(255)
-        else:
-            values = bitcode.decode(coded, units, kinds).astype(np.float32)
-    except CodeError as error:
-        _bad(name, str(error))
-    if len(values) != sum(units):
-        _bad(name, f"its sites have {sum(units)} gates and it holds {len(values)}")
+    about = parse(metadata[MARK], FORMAT_VERSION, name)
+    hard = "bits" in tensors
+    if tensors.keys() != {"sites", "bits" if hard else "bytes"}:
+        _bad(name, f"it holds the tensors {_short(sorted(tensors))}, not sites and bits or bytes")
+    sites = _sites(_unpack(tensors["sites"], MAX_TABLE, "sites", name), most, name)
+    units = [count for _, count in sites.values()]
+    count = sum(units)
+    size = (count + 7) // 8 if hard else count
+    packed = np.frombuffer(_unpack(tensors["bits" if hard else "bytes"], size, "gates", name), np.uint8)
+    if len(packed) != size:
+        _bad(name, f"its sites have {count} gates, which take {size} bytes; found {len(packed)}")
+    values = np.unpackbits(packed, count=count, bitorder="little") if hard else packed / np.float32(255)
     # ComfyUI runs nodes in inference mode; masks are ordinary tensors wherever they were loaded.
     with torch.inference_mode(False):
-        pieces = [torch.from_numpy(piece.copy()) for piece in np.split(values, np.cumsum(units)[:-1])]
+        pieces = torch.from_numpy(values.astype(np.float32)).split(units)
+        gates = {site: piece.clone() for site, piece in zip(sites, pieces, strict=True)}
+    digest = about.pop("digest", None)
     try:
-        mask = MaskSet(dict(zip(names, pieces, strict=True)), dict(zip(names, kinds, strict=True)), parse_info(metadata, name))
+        mask = MaskSet(gates, {site: kind for site, (kind, _) in sites.items()}, MaskInfo.of(about))
     except MaskError as error:
         _bad(name, str(error))
-    for key, found in (("digest", mask.digest()), ("sparsity", _format_sparsity(mask))):
-        if metadata[key] != found:
-            _bad(name, f"its {key} says {_short(metadata[key])} and its gates say {found!r}")
+    if digest != mask.digest():
+        _bad(name, f"its digest says {_short(digest)} and its gates say {mask.digest()!r}")
     return mask
+
+
+def check_start(data: bytes, size: int, name: str, most: int = MAX_HEADER) -> None:
+    """See that a file of `size` bytes that starts with `data` (nine or more) is a safetensors file with a header of `most` bytes.
+
+    Raises:
+        MaskFileError: it is something else; the message says what.
+    """
+    if not data:
+        raise TruncatedError(f"{name}: the file is empty. {_AGAIN}")
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 9 or length > most or data[8:9] != b"{":
+        _refuse(data, name)
+    if length > size - 8:
+        raise TruncatedError(f"{name}: the file is cut off: its header takes {length} bytes and {size - 8} are there. {_AGAIN}")
+
+
+def parse(text: str, version: int, name: str) -> dict[str, Any]:
+    """What the metadata says about a mask, without the format's version.
+
+    Raises:
+        MaskFileError: it was written by a newer version, or is damaged.
+    """
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        _bad(name, f"its metadata cannot be read ({error})"[:200])
+    found = about.pop("format", None) if isinstance(about, dict) else None
+    if type(found) is int and found > version:
+        raise NewerFormatError(
+            f"{name}: this file has format version {_short(found)}, and this UniForget reads up to {version}. Update UniForget."
+        )
+    if found != version:
+        _bad(name, f"expected format version {version}; found {_short(found)}")
+    return about
+
+
+def _pack(data: bytes) -> bytes:
+    """A zlib stream, the shorter one of two: gates have no repetitions to find, but unequal bytes and long runs."""
+    streams = [zlib.compressobj(9, strategy=strategy) for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_RLE)]
+    return min((stream.compress(data) + stream.flush() for stream in streams), key=len)
+
+
+def _unpack(data: bytes, most: int, what: str, name: str) -> bytes:
+    """What a zlib stream holds, which may be `most` bytes."""
+    stream = zlib.decompressobj()
+    try:
+        found = stream.decompress(data, most + 1)
+    except zlib.error as error:
+        _bad(name, f"its {what} cannot be unpacked ({error})")
+    if len(found) > most or not stream.eof or stream.unused_data:
+        _bad(name, f"its {what} are cut off, have something behind them, or take more than {most} bytes")
+    return found
+
+
+def _sites(table: bytes, most: int, name: str) -> dict[str, tuple[str, int]]:
+    """Site -> kind and number of gates, which together may be `most`."""
+    if table.count(b"\n") > MAX_SITES:
+        _bad(name, f"it has more than {MAX_SITES} sites")
+    sites: dict[str, tuple[str, int]] = {}
+    total = 0
+    for line in table.decode("latin-1").splitlines():
+        match = _SITE.fullmatch(line)
+        if not match or match[3] in sites:
+            _bad(name, f"a site is described by {_short(line)}")
+        total += int(match[2])
+        if total > most:
+            _bad(name, f"it has more than {most} gates")
+        sites[match[3]] = (match[1], int(match[2]))
+    return sites
 
 
 def _bad(name: str, what: str) -> NoReturn:
@@ -200,33 +272,6 @@ def _advice(error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG:
         return "Choose a shorter name."
     return "Check that the folder exists and can be written to."
-
-
-def _split(data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
-    """The header (parsed, unchecked) and what follows it."""
-    if not data:
-        raise TruncatedError(f"{name}: the file is empty. {_AGAIN}")
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 9 or length > MAX_HEADER or data[8:9] != b"{":
-        _refuse(data, name)
-    if length > len(data) - 8:
-        raise TruncatedError(
-            f"{name}: the file is cut off: its header takes {length} bytes and {len(data) - 8} are there. {_AGAIN}"
-        )
-    try:
-        header = json.loads(data[8 : 8 + length].decode("utf-8"), object_pairs_hook=_no_twice)
-    except (ValueError, RecursionError) as error:
-        _bad(name, f"its header cannot be parsed ({error})")
-    if not isinstance(header, dict):
-        _bad(name, "its header is no JSON object")
-    return header, data[8 + length :]
-
-
-def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
 
 
 def _refuse(data: bytes, name: str) -> NoReturn:
@@ -250,103 +295,4 @@ def _refuse(data: bytes, name: str) -> NoReturn:
     raise PickleRefusedError(
         f"{name}: refused: pickle. Expected a safetensors file; found {what}, whatever its name says. Pickles can run code when "
         "opened, so UniForget never opens one. Choose a mask that UniForget saved."
-    )
-
-
-def _check_metadata(metadata: dict[str, Any], name: str) -> None:
-    if not all(isinstance(value, str) for value in metadata.values()):
-        _bad(name, "its metadata must be texts")
-    version = metadata.get("format_version", "")
-    if re.fullmatch(r"[1-9][0-9]{0,8}", version) and int(version) > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{name}: this mask has format version {version}, and this UniForget reads up to {FORMAT_VERSION}. Update UniForget."
-        )
-    if version != str(FORMAT_VERSION):
-        _bad(name, f"expected format_version {str(FORMAT_VERSION)!r}; found {_short(version)}")
-    missing = [key for key in _REQUIRED if key not in metadata]
-    if missing:
-        _bad(name, f"its metadata lacks {', '.join(missing)}")
-    extra = [key for key in metadata if key not in _REQUIRED + _OPTIONAL and not key.startswith(_EXTRA)]
-    if extra:
-        _bad(name, f"its metadata has unknown keys, such as {_short(extra[0])}")
-
-
-def _tensors(header: dict[str, Any], body: bytes, name: str) -> dict[str, bytes]:
-    """The two tensors' bytes: one after the other, together the whole body."""
-    missing = [key for key in ("sites", "gates") if key not in header]
-    if missing:
-        _bad(name, f"it lacks the tensor {missing[0]!r}")
-    if len(header) != 2:
-        odd = next(key for key in header if key not in ("sites", "gates"))
-        _bad(name, f"it holds an unknown tensor {_short(odd)}")
-    found, end = {}, 0
-    for key in ("sites", "gates"):
-        entry = header[key]
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            _bad(name, f"tensor {key!r} is not described by dtype, shape and data_offsets")
-        if entry["dtype"] != "U8":
-            _bad(name, f"tensor {key!r}: expected dtype U8; found {_short(entry['dtype'])}")
-        shape, offsets = entry["shape"], entry["data_offsets"]
-        if not _sizes(shape, 1) or not _sizes(offsets, 2) or offsets[0] != end or offsets[1] - end != shape[0]:
-            _bad(name, f"tensor {key!r}: shape {_short(shape)} and data_offsets {_short(offsets)} do not fit together")
-        end = offsets[1]
-        found[key] = body[offsets[0] : end]
-    if end > len(body):
-        raise TruncatedError(f"{name}: the file is cut off: its contents take {end} bytes and {len(body)} are there. {_AGAIN}")
-    if end < len(body):
-        _bad(name, f"{len(body) - end} bytes follow its contents")
-    return found
-
-
-def _sizes(value: Any, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all(type(v) is int and 0 <= v <= MAX_BYTES for v in value)
-
-
-def _format_sparsity(mask: MaskSet) -> str:
-    return ",".join(f"{kind}={share:.3f}" for kind, share in mask.sparsity().items())
-
-
-def format_info(mask: Any) -> dict[str, str]:
-    """A mask's (or subspace's) information as safetensors metadata."""
-    info = mask.info
-    found = {
-        "format_version": str(FORMAT_VERSION),
-        "uniforget": info.version,
-        **{key: getattr(info, key) for key in _TEXTS if key != "version"},
-        "beta": repr(info.beta),
-        "targets": ",".join(info.targets),
-        "seed": str(info.seed),
-        "steps": str(info.steps),
-        "learn_seconds": repr(info.learn_seconds),
-        "sparsity": _format_sparsity(mask),
-        "digest": mask.digest(),
-        **{_EXTRA + key: value for key, value in sorted(info.extra.items())},
-    }
-    return {key: value for key, value in found.items() if value or key == "uniforget" or key.startswith(_EXTRA)}
-
-
-def parse_info(metadata: Mapping[str, str], name: str) -> MaskInfo:
-    """The information that :func:`format_info` wrote. `name` is used in messages.
-
-    Raises:
-        BadContentsError: a number is none.
-    """
-
-    def number(key: str, pattern: str, kind: type) -> Any:
-        text = metadata.get(key, "0")
-        if not re.fullmatch(pattern, text):
-            _bad(name, f"{key} is no number: {_short(text)}")
-        return kind(text)
-
-    real = r"[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?"
-    targets = metadata.get("targets", "")
-    return MaskInfo(
-        **{key: metadata.get(key, "") for key in _TEXTS if key != "version"},
-        version=metadata["uniforget"],
-        beta=number("beta", real, float),
-        targets=tuple(targets.split(",")) if targets else (),
-        seed=number("seed", r"[0-9]{1,20}", int),
-        steps=number("steps", r"[0-9]{1,20}", int),
-        learn_seconds=number("learn_seconds", real, float),
-        extra={key.removeprefix(_EXTRA): value for key, value in metadata.items() if key.startswith(_EXTRA)},
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +68,8 @@ class MaskInfo:
         for name in ("beta", "learn_seconds"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            self._require(name, number and math.isfinite(value) and value >= 0, "a number of 0 or more")
+            # Neither NaN nor an integer that no float can hold passes.
+            self._require(name, number and 0 <= value < 1e300, "a number of 0 or more")
             object.__setattr__(self, name, float(value))
         self._require("family", bool(self.family), "the name of a model family")
         self._require(
@@ -83,6 +84,25 @@ class MaskInfo:
         for name, value in self.extra.items():
             self._require_text("extra", name, untrusted.EXTRA_NAME)
             self._require_text(f"extra.{name}", value)
+
+    def stored(self) -> dict[str, Any]:
+        """Everything that was set, as JSON holds it."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: list(v) if k == "targets" else dict(v) if k == "extra" else v for k, v in found.items() if v}
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> MaskInfo:
+        """The information that :meth:`stored` gave.
+
+        Raises:
+            MaskError: it is something else.
+        """
+        unknown = stored.keys() - {f.name for f in fields(cls)}
+        if unknown:
+            raise MaskError(f"Mask information has the unknown entry {min(unknown)!r:.80}.")
+        if not isinstance(targets := stored.get("targets", []), list) or not all(isinstance(t, str) for t in targets):
+            raise MaskError(f"Mask information 'targets': expected kinds; found {targets!r:.80}.")
+        return cls(**{"family": "", "base": "", **stored})
 
     def _require(self, name: str, valid: bool, expected: str) -> None:
         if not valid:

@@ -13,13 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .. import atomic
-from ..errors import BadContentsError, MaskError, MaskFileError, MaskWriteError, NewerFormatError, NotAMaskError
-from .file import format_info, parse_info
+from ..errors import BadContentsError, MaskError, MaskFileError, MaskWriteError, NotAMaskError
+from .file import check_start, parse
+from .info import MaskInfo
 from .subspace import Basis, Subspace
 
-FORMAT_VERSION = 1
-# Keys of the metadata that only subspaces have.
+# The one key of the metadata, as in files of gates.
 MARK = "uniforget_subspace"
+FORMAT_VERSION = 1
+MAX_HEADER = 4 << 20
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 17
 _NAME = re.compile(r"[!-~]{1,200}")
@@ -35,19 +37,19 @@ def save(subspace: Subspace, path: str | os.PathLike[str]) -> None:
     if path.suffix != ".safetensors":
         raise MaskWriteError(f"{path}: expected a name that ends in .safetensors. Add the ending.")
     tensors: dict[str, torch.Tensor] = {}
-    bases: dict[str, Any] = {}
     for name, basis in subspace.bases.items():
         tensors[f"{name}.vectors"] = basis.vectors.to(torch.bfloat16).contiguous()
         tensors[f"{name}.energy"] = basis.energy.contiguous()
-        bases[name] = [basis.first, basis.missed.hex()]
-    metadata = {
-        **format_info(subspace),
-        MARK: str(FORMAT_VERSION),
-        "threshold": subspace.threshold.hex(),
-        "range": f"{subspace.low.hex()} {subspace.high.hex()}",
-        "layers": json.dumps([[name, subspace.kinds[name], base] for name, base in subspace.shared.items()]),
-        "bases": json.dumps(bases),
+    about = {
+        "format": FORMAT_VERSION,
+        "digest": subspace.digest(),
+        "threshold": subspace.threshold,
+        "range": [subspace.low, subspace.high],
+        "layers": [[name, subspace.kinds[name], base] for name, base in subspace.shared.items()],
+        "bases": {name: [basis.first, basis.missed] for name, basis in subspace.bases.items()},
+        **subspace.info.stored(),
     }
+    metadata = {MARK: json.dumps(about, sort_keys=True, separators=(",", ":"))}
     try:
         atomic.replace_by(path, lambda temporary: save_file(tensors, temporary, metadata))
     except (OSError, SafetensorError) as error:
@@ -60,9 +62,10 @@ def save(subspace: Subspace, path: str | os.PathLike[str]) -> None:
 def is_subspace(path: str | os.PathLike[str]) -> bool:
     """Whether the file at `path` says that it is a subspace. Whatever else it is: False."""
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             return MARK in (file.metadata() or {})
-    except (SafetensorError, OSError, ValueError):
+    except (MaskFileError, SafetensorError, OSError, ValueError):
         return False
 
 
@@ -74,39 +77,36 @@ def load(path: str | os.PathLike[str]) -> Subspace:
     """
     name = str(path)
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
+            metadata = file.metadata() or {}
             if MARK not in metadata:
                 raise NotAMaskError(f"{name}: this safetensors file is no UniForget subspace. Choose one that UniForget saved.")
-            version = metadata[MARK]
-            if version != str(FORMAT_VERSION):
-                newer = version.isdecimal() and int(version[:9]) > FORMAT_VERSION
-                if newer:
-                    raise NewerFormatError(f"{name}: this subspace has format version {version[:9]}. Update UniForget.")
-                _bad(name, f"its format version is {version[:20]!r}")
-            layers, bases = _table(metadata, name)
+            about = parse(metadata[MARK], FORMAT_VERSION, name)
+            digest, threshold, (low, high) = (about.pop(key) for key in ("digest", "threshold", "range"))
+            if not all(type(value) in (int, float) for value in (threshold, low, high)):
+                _bad(name, "its thresholds are no numbers")
+            layers, bases = _table(about.pop("layers"), about.pop("bases"), name)
             # ComfyUI runs nodes in inference mode; subspaces are ordinary tensors wherever they were loaded.
             with torch.inference_mode(False):
                 read = {base: _basis(file, base, *bases[base], name) for base in bases}
-        low, high = (float.fromhex(text) for text in metadata["range"].split())
-        found = Subspace(
-            read,
-            {layer: base for layer, _, base in layers},
-            {layer: kind for layer, kind, _ in layers},
-            float.fromhex(metadata["threshold"]),
-            parse_info({k: v for k, v in metadata.items() if isinstance(v, str)}, name),
-            low,
-            high,
-        )
-        if found.digest() != metadata.get("digest"):
+        shared, kinds = ({row[0]: row[i] for row in layers} for i in (2, 1))
+        found = Subspace(read, shared, kinds, threshold, MaskInfo.of(about), low, high)
+        if found.digest() != digest:
             _bad(name, "its digest does not belong to its contents")
         return found
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, OverflowError, RecursionError, MaskError) as error:
-        if isinstance(error, MaskFileError):
-            raise
-        if isinstance(error, OSError):
-            raise MaskFileError(f"{name}: the subspace file cannot be read ({error.strerror or error}).") from error
+    except OSError as error:
+        raise MaskFileError(f"{name}: the subspace file cannot be read ({error.strerror or error}).") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, MaskError) as error:
         _bad(name, f"{error}"[:200])
+
+
+def _check_header(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no safetensors file, or has a larger header than any subspace, before a library reads it."""
+    if not os.path.isfile(path):
+        raise NotAMaskError(f"{path}: expected a subspace; found no regular file. Choose a file that UniForget saved.")
+    with open(path, "rb") as file:
+        check_start(file.read(64), os.fstat(file.fileno()).st_size, str(path), MAX_HEADER)
 
 
 def _bad(name: str, what: str) -> NoReturn:
@@ -115,9 +115,8 @@ def _bad(name: str, what: str) -> NoReturn:
     ) from None
 
 
-def _table(metadata: dict[str, str], name: str) -> tuple[list[tuple[str, str, str]], dict[str, tuple[int, float]]]:
-    """Layers (name, kind, base) and bases (first, missed)."""
-    layers, bases = json.loads(metadata["layers"]), json.loads(metadata["bases"])
+def _table(layers: Any, bases: Any, name: str) -> tuple[list[list[str]], dict[str, tuple[int, float]]]:
+    """Layers (name, kind, base) and bases (first, missed), checked."""
     if (
         not isinstance(layers, list)
         or not isinstance(bases, dict)
@@ -131,15 +130,11 @@ def _table(metadata: dict[str, str], name: str) -> tuple[list[tuple[str, str, st
             _bad(name, f"a layer is described by {ascii(row)[:80]}")
     if len({row[0] for row in layers}) != len(layers):
         _bad(name, "a layer stands twice")
-    out = {}
-    for base, row in bases.items():
-        if not isinstance(row, list) or len(row) != 2 or type(row[0]) is not int or not 0 <= row[0] <= MAX_WIDTH:
+    for row in bases.values():
+        fits = isinstance(row, list) and len(row) == 2 and type(row[0]) is int and 0 <= row[0] <= MAX_WIDTH
+        if not fits or not isinstance(row[1], int | float) or not 0 <= row[1] <= 1:
             _bad(name, f"a basis is described by {ascii(row)[:80]}")
-        missed = float.fromhex(row[1])
-        if not 0 <= missed <= 1:
-            _bad(name, f"a basis misses {missed} of its energy")
-        out[base] = (row[0], missed)
-    return [(a, b, c) for a, b, c in layers], out
+    return layers, {base: (first, float(missed)) for base, (first, missed) in bases.items()}
 
 
 def _basis(file: Any, base: str, first: int, missed: float, name: str) -> Basis:

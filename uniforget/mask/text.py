@@ -1,44 +1,22 @@
-"""A mask as text, which a workflow or a message can carry (docs/mask_format.md has the format).
-
-It holds a whole mask file, compressed, in characters that JSON, HTML and prompt syntax leave alone. Texts come from strangers:
-nothing is unpacked before its length and checksum fit, and never more than MAX_FILE bytes.
-"""
+"""A mask as text, which a workflow or a message can carry: its file in base64 behind a word that says what it is."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
-import zlib
 from typing import NoReturn
 
-from ..errors import (
-    BadContentsError,
-    MaskFileMissingError,
-    NewerFormatError,
-    NotAMaskError,
-    SettingError,
-    TooLargeError,
-    TruncatedError,
-)
+from ..errors import BadContentsError, MaskFileMissingError, NotAMaskError, SettingError, TooLargeError, TruncatedError
 from . import file as maskfile
 from .info import MaskSet
 from .subspace import Subspace
 
-MARK = "uniforget-mask"
-VERSION = 1
-# Hard masks of the largest models take about 600,000 characters.
+MARK = "uniforget-mask:"
+# Hard masks of the largest models take about 650,000 characters.
 MAX_TEXT = 1 << 20
-MAX_FILE = 4 << 20
 # Gates that a text may claim. A few thousand characters could claim the 16 million of a mask file, and keep a computer busy.
 MAX_GATES = 4 << 20
-# Printable ASCII without the nine characters that JSON, HTML, Markdown's code, date patterns and dynamic prompts read something into.
-ALPHABET = "".join(chr(c) for c in range(33, 127) if chr(c) not in '"\\`<&%{}|')
 
-_PYTHONS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
-_TO_OURS = str.maketrans(_PYTHONS, ALPHABET)
-_TO_PYTHONS = str.maketrans(ALPHABET, _PYTHONS)
-_HEAD = re.compile(rf"{MARK}:([0-9]{{1,9}}):([0-9]{{1,9}}):([0-9a-f]{{12}}):")
 _NAME = "embedded mask"
 _AGAIN = "Copy the whole text again, or load the workflow again."
 
@@ -53,18 +31,15 @@ def to_text(mask: MaskSet) -> str:
     """
     if isinstance(mask, Subspace):
         refuse_subspace()
-    data = maskfile.dumps(mask, _NAME)
     count = sum(gates.numel() for gates in mask.gates.values())
-    packed = zlib.compress(data, 9)
-    # Base85 makes 5 characters of 4 bytes.
-    length = (len(packed) * 5 + 3) // 4
-    if count > MAX_GATES or len(data) > MAX_FILE or length > MAX_TEXT - 100:
+    text = MARK + base64.b64encode(maskfile.dumps(mask, _NAME)).decode("ascii") if count <= MAX_GATES else ""
+    if not 0 < len(text) <= MAX_TEXT:
+        takes = f" and would take {len(text)} characters" if text else ""
         raise TooLargeError(
             f"{_NAME}: at most {MAX_GATES} gates and {MAX_TEXT} characters can be embedded; this {'' if mask.hard else 'soft '}mask has "
-            f"{count} gates and would take {length} characters. Save it with Save Memorization Mask and share the file."
+            f"{count} gates{takes}. Save it with Save Memorization Mask and share the file."
         )
-    body = base64.b85encode(packed).decode("ascii").translate(_TO_OURS)
-    return f"{MARK}:{VERSION}:{len(body)}:{_check(body)}:{body}"
+    return text
 
 
 def refuse_subspace() -> NoReturn:
@@ -98,60 +73,16 @@ def from_text(text: str) -> MaskSet:
             f"{_NAME}: this node is empty. Paste a mask's text into it, or right-click Load Memorization Mask and choose 'Embed mask in "
             "workflow'."
         )
-    packed = _unwrapped(text)
-    stream = zlib.decompressobj()
-    try:
-        data = stream.decompress(packed, MAX_FILE + 1)
-    except zlib.error as error:
-        _bad(f"it cannot be unpacked ({error})")
-    if len(data) > MAX_FILE:
-        raise TooLargeError(
-            f"{_NAME}: it would unpack to more than {MAX_FILE} bytes, which no embedded mask has. Do not trust where it is from."
-        )
-    if not stream.eof or stream.unused_data:
-        _bad("its packed part does not end where it must")
-    return maskfile.loads(data, _NAME, MAX_GATES)
-
-
-def _unwrapped(text: str) -> bytes:
-    """The packed bytes of a text without white space."""
-    if not text.startswith(f"{MARK}:"):
+    if not text.startswith(MARK):
         # The beginning of the mark is what a text cut very short has.
-        what = "only its beginning" if f"{MARK}:".startswith(text) else f"text that starts with {text[:20]!a}"
-        raise NotAMaskError(f"{_NAME}: expected text that starts with '{MARK}:'; found {what}. {_AGAIN}")
-    head = _HEAD.match(text)
-    if head is None:
-        if len(text) < 60:
-            raise TruncatedError(f"{_NAME}: the text is cut off after {len(text)} characters. {_AGAIN}")
-        _bad(f"after '{MARK}:' it goes on with {text[len(MARK) + 1 :][:30]!a}")
-    version, length, check = int(head[1]), int(head[2]), head[3]
-    if version > VERSION:
-        raise NewerFormatError(
-            f"{_NAME}: this text has version {version}, and this UniForget reads up to {VERSION}. Update UniForget."
-        )
-    if version != VERSION:
-        _bad(f"its version is {version}")
-    body = text[head.end() :]
-    if len(body) < length:
-        raise TruncatedError(
-            f"{_NAME}: the text is cut off: {length} characters were embedded and {len(body)} are there. {_AGAIN}"
-        )
-    if len(body) > length:
-        _bad(f"{len(body) - length} characters follow its end")
-    if _check(body) != check:
-        _bad("its checksum does not fit, so the text was changed")
-    odd = next((c for c in body if c not in ALPHABET), None)
-    if odd is not None:
-        _bad(f"it holds the character {odd!a}, which no embedded mask has")
+        what = "only its beginning" if MARK.startswith(text) else f"text that starts with {text[:20]!a}"
+        raise NotAMaskError(f"{_NAME}: expected text that starts with '{MARK}'; found {what}. {_AGAIN}")
+    body = text[len(MARK) :]
+    odd = re.search("[^A-Za-z0-9+/]", body.rstrip("="))
+    if odd:
+        raise BadContentsError(f"{_NAME}: this text is damaged: it holds the character {odd[0]!a}. {_AGAIN}")
     try:
-        return base64.b85decode(body.translate(_TO_PYTHONS))
-    except ValueError as error:
-        _bad(f"it cannot be unpacked ({error})")
-
-
-def _check(body: str) -> str:
-    return hashlib.sha256(body.encode("utf-8", "backslashreplace")).hexdigest()[:12]
-
-
-def _bad(what: str) -> NoReturn:
-    raise BadContentsError(f"{_NAME}: this text is damaged: {what}. {_AGAIN}") from None
+        data = base64.b64decode(body, validate=True)
+    except ValueError:
+        raise TruncatedError(f"{_NAME}: the text is cut off, or something follows its end. {_AGAIN}") from None
+    return maskfile.loads(data, _NAME, MAX_GATES)

@@ -86,7 +86,7 @@ BAD_FILES = {
     "pickle": (lambda data: pickle.dumps({"gates": [1.0]}), "refused: pickle"),
     "gguf": (lambda data: b"GGUF" + data, "found a GGUF model"),
     "web_page": (lambda data: b"<!DOCTYPE html>" + data, "Choose a mask that UniForget saved"),
-    "newer": (lambda data: data.replace(b'"format_version":"1"', b'"format_version":"2"'), "Update UniForget"),
+    "newer": (lambda data: data.replace(b'format\\":1', b'format\\":2'), "Update UniForget"),
     "model": (lambda data: safetensors.numpy.save({"out.weight": np.zeros((2, 2))}), "no UniForget mask (it holds 'out.weight')"),
 }
 
