@@ -75,7 +75,7 @@ export class EmbedView {
   answer(found, text) {
     if (found.error) return this.draw('bad', short(found.error, 500))
     const kind = found.hard === false ? 'soft mask' : 'mask'
-    this.draw('good', `${short(found.family, 60)} ${kind} ${short(found.digest, 20)} · ${size(text.trim().length)} · checksum fits`)
+    this.draw('good', `${short(found.family, 60)} ${kind} ${short(found.digest, 20)} · ${size(text.trim().length)}`)
     const shares = Object.entries(found.off ?? {}).filter(([, share]) => isShare(share))
     this.off.textContent = `switched off: ${shares.map(([name, share]) => `${short(name, 10)} ${percent(share)}`).join(', ')}`
     const base = short(found.base_name, 60)

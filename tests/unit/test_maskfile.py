@@ -51,7 +51,13 @@ def test_golden_contents_by_hand():
     assert tensors == {"sites": table, "bits": bytes([0b10111001, 0b11011101, 0b110])}
     assert about == {
         **{"format": 1, "digest": hard_mask().digest(), "version": "0.1.0", "family": "sd3", "base": "b4se"},
-        **{"base_name": "Mein Modell é", "method": "stepwise", "beta": 2.5, "preset": "custom", "targets": ["ffn", "norm", "attn"]},
+        **{
+            "base_name": "Mein Modell é",
+            "method": "stepwise",
+            "beta": 2.5,
+            "preset": "custom",
+            "targets": ["ffn", "norm", "attn"],
+        },
         **{"prompts_hash": "0123abcd", "seed": 2**64 - 1, "steps": 400, "learn_seconds": 12.5},
         "extra": {"note": "made for tests"},
     }

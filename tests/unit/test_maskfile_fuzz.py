@@ -19,7 +19,30 @@ SEEDS = [maskfile.dumps(mask) for mask in (hard_mask(), soft_mask(), long_mask(1
 DIGESTS = {maskfile.loads(data).digest() for data in SEEDS}
 WORDS = [b"0", b"-1", b"99999999999", b"1e9", b"null", b"[]", b"{}", b'"ffn"', b"true", b"NaN", b'"2"', b'"F32"', b'"sites"']
 VALUES = [
-    *(None, True, 0, -1, 1, 2, 10**30, 0.5, "", "0", "1", "nan", "ffn", "\0", "é", "\ud800", [], [0], [[0]], {}, {"a": 1}, "x" * 3000),
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1,
+        2,
+        10**30,
+        0.5,
+        "",
+        "0",
+        "1",
+        "nan",
+        "ffn",
+        "\0",
+        "é",
+        "\ud800",
+        [],
+        [0],
+        [[0]],
+        {},
+        {"a": 1},
+        "x" * 3000,
+    ),
 ]
 
 

@@ -113,5 +113,5 @@ def test_what_is_no_mask_is_refused(gates, kinds, message):
     ],
 )
 def test_what_is_no_information_is_refused_by_name(field, value):
-    with pytest.raises(MaskError, match=f"Mask information '{field}'"):
+    with pytest.raises(MaskError, match=f"Mask information '{field}"):
         MaskInfo(**{"family": "sd3", "base": "", field: value})

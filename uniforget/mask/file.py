@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save as to_safetensors
 
-from .. import atomic
+from .. import atomic, untrusted
 from ..errors import (
     BadContentsError,
     MaskError,
@@ -129,7 +129,7 @@ def dumps(mask: MaskSet, name: str = "mask") -> bytes:
     gates = np.packbits(values == 255, bitorder="little") if hard else values
     packed = {"sites": table.encode("ascii"), "bits" if hard else "bytes": gates.tobytes()}
     about = {"format": FORMAT_VERSION, "digest": mask.digest(), **mask.info.stored()}
-    text = json.dumps(about, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(about, separators=(",", ":"))
     if len(text) > MAX_INFO:
         raise TooLargeError(
             f"{name}: a mask's information takes at most {MAX_INFO} characters; found {len(text)}. Shorten the extra texts."
@@ -146,12 +146,13 @@ def loads(data: bytes, name: str = "mask", most: int = MAX_GATES) -> MaskSet:
     check_start(data, len(data), name)
     try:
         tensors = {key: bytes(entry["data"]) for key, entry in safetensors.deserialize(data)}
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
-    except (SafetensorError, ValueError, RecursionError) as error:
+        header = untrusted.parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], MAX_HEADER)
+    except (SafetensorError, ValueError) as error:
         # What its header describes does not fill the file, or is more than there is.
         if "not fully covered" in str(error):
             raise TruncatedError(f"{name}: the file is cut off, or something follows its end. {_AGAIN}") from None
         _bad(name, f"its header cannot be read ({error})"[:200])
+    metadata = header.get("__metadata__") or {}
     if MARK not in metadata:
         holds = ", ".join(_short(key) for key in sorted(tensors)[:3]) or "nothing"
         raise NotAMaskError(
@@ -206,8 +207,8 @@ def parse(text: str, version: int, name: str) -> dict[str, Any]:
         MaskFileError: it was written by a newer version, or is damaged.
     """
     try:
-        about = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        about = untrusted.parse_json(text, len(text))
+    except ValueError as error:
         _bad(name, f"its metadata cannot be read ({error})"[:200])
     found = about.pop("format", None) if isinstance(about, dict) else None
     if type(found) is int and found > version:
@@ -227,14 +228,10 @@ def _pack(data: bytes) -> bytes:
 
 def _unpack(data: bytes, most: int, what: str, name: str) -> bytes:
     """What a zlib stream holds, which may be `most` bytes."""
-    stream = zlib.decompressobj()
     try:
-        found = stream.decompress(data, most + 1)
-    except zlib.error as error:
-        _bad(name, f"its {what} cannot be unpacked ({error})")
-    if len(found) > most or not stream.eof or stream.unused_data:
-        _bad(name, f"its {what} are cut off, have something behind them, or take more than {most} bytes")
-    return found
+        return untrusted.inflate(data, most)
+    except ValueError as error:
+        _bad(name, f"{what}: {error}")
 
 
 def _sites(table: bytes, most: int, name: str) -> dict[str, tuple[str, int]]:

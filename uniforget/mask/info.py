@@ -88,7 +88,7 @@ class MaskInfo:
     def stored(self) -> dict[str, Any]:
         """Everything that was set, as JSON holds it."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: list(v) if k == "targets" else dict(v) if k == "extra" else v for k, v in found.items() if v}
+        return {k: list(v) if k == "targets" else dict(sorted(v.items())) if k == "extra" else v for k, v in found.items() if v}
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> MaskInfo:

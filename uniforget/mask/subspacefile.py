@@ -49,7 +49,7 @@ def save(subspace: Subspace, path: str | os.PathLike[str]) -> None:
         "bases": {name: [basis.first, basis.missed] for name, basis in subspace.bases.items()},
         **subspace.info.stored(),
     }
-    metadata = {MARK: json.dumps(about, sort_keys=True, separators=(",", ":"))}
+    metadata = {MARK: json.dumps(about, separators=(",", ":"))}
     try:
         atomic.replace_by(path, lambda temporary: save_file(tensors, temporary, metadata))
     except (OSError, SafetensorError) as error:
