@@ -153,5 +153,5 @@ def test_an_embedded_mask_is_the_mask(demo):
     assert mask.digest() in out.ui.as_dict()["text"][0]
     assert torch.equal(demo.sample(apply_mask(demo.model, out.args[0])), demo.sample(apply_mask(demo.model, mask)))
     assert "cut off" in EmbeddedMask.validate_inputs(text[:-1]) and "is empty" in EmbeddedMask.validate_inputs("")
-    with pytest.raises(MaskFileError, match="checksum"):
+    with pytest.raises(MaskFileError, match="damaged|cut off"):
         EmbeddedMask.execute(text[:-3] + ("AAA" if text[-3:] != "AAA" else "BBB"))
