@@ -65,9 +65,9 @@ class Cut:
         """The kept part of a whole bias (out,)."""
         return bias if self.rows is None else bias[self.rows.to(bias.device)]
 
-    def scatter(self, weight: torch.Tensor) -> torch.Tensor:
-        """A whole weight (out, in) from the kept part, zero elsewhere."""
-        out = weight.new_zeros(self.size)
+    def scatter(self, weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        """A whole weight (out, in) from the kept part: `into` with that part replaced, or zero elsewhere."""
+        out = weight.new_zeros(self.size) if into is None else into
         rows, columns = (
             torch.arange(size, device=weight.device) if kept is None else kept.to(weight.device)
             for kept, size in zip((self.rows, self.columns), self.size, strict=True)
@@ -75,11 +75,11 @@ class Cut:
         out[rows[:, None], columns] = weight
         return out
 
-    def scatter_bias(self, bias: torch.Tensor) -> torch.Tensor:
-        """A whole bias (out,) from the kept part, zero elsewhere."""
+    def scatter_bias(self, bias: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        """A whole bias (out,) from the kept part: `into` with that part replaced, or zero elsewhere."""
         if self.rows is None:
             return bias
-        out = bias.new_zeros(self.size[0])
+        out = bias.new_zeros(self.size[0]) if into is None else into
         out[self.rows.to(bias.device)] = bias
         return out
 

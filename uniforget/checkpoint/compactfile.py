@@ -19,7 +19,8 @@ from ..mask.info import MaskSet
 from ..model.detect import detect
 from . import safefile
 from .compact import Cut, Plan, plan
-from .fileplan import EMA, Steps, Use, changes, denoiser_prefix
+from .denoiser import find_denoisers
+from .fileplan import Steps, Use, changes
 from .safefile import Change, Header
 
 NOTE = "uniforget_compact"
@@ -48,8 +49,13 @@ def save(
     header = safefile.read_header(source)
     if NOTE in header.metadata:
         raise MismatchError(f"{source}: this file is compact already. Make the original compact, with both masks combined.")
-    prefix = denoiser_prefix(header.shapes(), source)
-    inner = {n.removeprefix(prefix): shape for n, shape in header.shapes().items() if n.startswith(prefix)}
+    denoiser = find_denoisers([header])[0]
+    prefix, inner = denoiser.prefix, denoiser.shapes()
+    if denoiser.wrappers:
+        raise MismatchError(
+            f"{source}: names of its weights begin with {prefix!r}, or have {denoiser.wrappers[-1]!r} in them, and ComfyUI does not know the model by "
+            "these names. Save it without them, and make that compact."
+        )
     if detect(inner)[1] is not None:
         raise MismatchError(
             f"{source}: this file names its parts as diffusers does, and compact files are for ComfyUI. Load it in ComfyUI, save it from there, and make that compact."
@@ -60,13 +66,9 @@ def save(
     shapes: dict[str, tuple[int, ...]] = {}
     for path, cut in found.cuts.items():
         for leaf in ("weight", "bias"):
-            for name in (f"{prefix}{path}.{leaf}", EMA + f"diffusion_model.{path}.{leaf}".replace(".", "")):
+            for name in (f"{prefix}{path}.{leaf}", denoiser.averages(f"{path}.{leaf}")):
                 if name not in header.entries or (leaf == "bias" and cut.rows is None):
                     continue
-                if header.entries[name].dtype not in safefile.DTYPES:
-                    raise ModelFileError(
-                        f"{source}: {name} is packed ({header.entries[name].dtype}), so nothing can be cut out of it. Use the fp16 version."
-                    )
                 wanted[name] = _Cutting(cut, folded.get(name))
                 shapes[name] = cut.kept[:1] if leaf == "bias" else cut.kept
     note = {

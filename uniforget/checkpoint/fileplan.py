@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import FamilyError, ModelFileError
+from ..errors import MismatchError
 from ..mask import file as maskfile
 from ..mask.fold import Edit, edits, factors
 from ..mask.info import MaskSet
 from ..mask.subspace import Subspace, effective, match_layers, project
-from ..model.fingerprint import fingerprint
 from ..model.layers import find_layers
-from ..model.sites import find_sites, match_sites, telling
-from . import safefile
+from ..model.sites import find_sites, match_sites
+from .denoiser import Denoiser, find_denoisers
 from .safefile import Header
-
-# Where checkpoints keep the denoiser.
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "net.", "")
-EMA = "model_ema."
 
 
 @dataclass(frozen=True)
@@ -128,85 +121,43 @@ def plan(shapes: Mapping[str, tuple[int, ...]], uses: Sequence[Use]) -> dict[str
     return out
 
 
-def denoiser_prefix(shapes: Mapping[str, tuple[int, ...]], path: Path) -> str:
-    """What the names of the denoiser's weights begin with in a checkpoint.
-
-    Raises:
-        FamilyError: no part of it is a model that UniForget knows.
-    """
-    problem: FamilyError | None = None
-    for prefix in PREFIXES:
-        inner = _inner(shapes, prefix)
-        if inner:
-            try:
-                find_sites(inner)
-                return prefix
-            except FamilyError as error:
-                problem = problem or error
-    raise FamilyError(f"{path}: {problem or 'this file has no weights.'}") from problem
-
-
-def _inner(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, tuple[int, ...]]:
-    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-
-
-def _ema(name: str) -> str:
-    """Where original Stable Diffusion checkpoints keep a weight's moving average."""
-    return EMA + f"diffusion_model.{name}".replace(".", "")
-
-
 def changes(headers: Sequence[Header], uses: Sequence[Use]) -> dict[str, Steps]:
-    """What is done to which tensors, by full name, over all files of one denoiser; moving averages included.
+    """What is done to which tensors, by full name, over all files of one denoiser: to all copies of it, moving averages included.
 
     Raises:
         FamilyError, MismatchError: a mask does not belong to this model.
         ModelFileError: weights are packed in a way that they cannot be changed in.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, str] = {}
-    for header in headers:
-        shapes |= header.shapes()
-        dtypes |= {name: entry.dtype for name, entry in header.entries.items()}
-    prefix = denoiser_prefix(shapes, headers[0].path)
-    planned = plan(_inner(shapes, prefix), uses)
-    out = {}
-    for name, steps in planned.items():
-        for full in (prefix + name, _ema(name)):
-            if full in shapes:
-                out[full] = steps
-    packed = [name for name in out if dtypes[name] not in safefile.DTYPES]
-    if packed:
-        raise ModelFileError(
-            f"{headers[0].path}: {len(packed)} of the weights to be changed are packed ({dtypes[packed[0]]}), such as {packed[0]}. Sanitize the "
-            "fp16, bf16 or fp8 version of this model and convert the result, or apply the mask in ComfyUI."
-        )
-    return out
+    return of_all(find_denoisers(headers), headers, uses)[0]
+
+
+def of_all(found: Sequence[Denoiser], headers: Sequence[Header], uses: Sequence[Use]) -> tuple[dict[str, Steps], list[str]]:
+    """:func:`changes` to `found`, and the prefixes of those further ones among them that are of another family or size than the masks.
+
+    Raises:
+        MismatchError: a mask does not belong to the first one.
+    """
+    there = {name for header in headers for name in header.entries}
+    out: dict[str, Steps] = {}
+    others = []
+    for number, one in enumerate(found):
+        try:
+            planned = plan(one.shapes(), uses)
+        except MismatchError:
+            if not number:
+                raise
+            others.append(one.prefix)
+            continue
+        for name, steps in planned.items():
+            out |= {full: steps for full in (one.names[name], one.averages(name)) if full in there}
+    return out, others
 
 
 def base_fingerprint(headers: Sequence[Header]) -> str:
-    """Fingerprint of the denoiser in these files, the same as the loaded model's; "": its weights are packed.
+    """Fingerprint of the denoiser in these files, the same as the loaded model's.
 
     Raises:
         FamilyError: it is no model that UniForget knows.
+        ModelFileError: its weights are packed.
     """
-    entries = {name: (header, entry) for header in headers for name, entry in header.entries.items()}
-    prefix = denoiser_prefix({name: entry.shape for name, (_, entry) in entries.items()}, headers[0].path)
-    inner = {name.removeprefix(prefix): found for name, found in entries.items() if name.startswith(prefix)}
-    weights = {}
-    for site in telling(find_sites({name: entry.shape for name, (_, entry) in inner.items()})[1]):
-        path = site.places[0].path
-        header, entry = inner[f"{path}.weight"]
-        if entry.dtype not in safefile.DTYPES:
-            return ""
-        # fp8 files keep one scale per matrix.
-        weights[path] = safefile.Values(header, entry, _scale(path, inner))
-    return fingerprint(weights)
-
-
-def _scale(path: str, inner: Mapping[str, tuple[Header, safefile.Entry]]) -> float:
-    for name in (f"{path}.scale_weight", f"{path}.weight_scale"):
-        if name in inner and inner[name][1].dtype in safefile.DTYPES and math.prod(inner[name][1].shape) == 1:
-            header, entry = inner[name]
-            with safefile.mapped(header) as view, view(entry.start, entry.end) as piece:
-                return float(safefile.tensor(piece, entry).reshape(-1)[0])
-    return 1.0
+    return find_denoisers(headers)[0].fingerprint()

@@ -19,7 +19,8 @@ from .. import __version__
 from ..errors import ModelFileError, SettingError
 from ..model.fingerprint import same_base
 from . import safefile
-from .fileplan import Steps, Use, base_fingerprint, changes
+from .denoiser import find_denoisers
+from .fileplan import Steps, Use, changes
 from .safefile import Header
 
 NOTE = "uniforget_applied"
@@ -142,7 +143,8 @@ def _cautions(headers: Sequence[Header], uses: Sequence[Use], changed: int) -> t
     out = []
     if not changed:
         out.append("Careful: nothing was changed. The strength is 0, or the mask switches nothing off.")
-    base = base_fingerprint(headers)
+    denoiser = find_denoisers(headers)[0]
+    base = denoiser.fingerprint()
     for use in uses:
         info = use.learned.info
         if base and info.base and not any(same_base(one, base) for one in info.base.split()):
@@ -150,7 +152,7 @@ def _cautions(headers: Sequence[Header], uses: Sequence[Use], changed: int) -> t
             out.append(
                 f"Careful: mask {use.learned.digest()} was learned on another model{name}. It may forget less, or harm quality."
             )
-    return tuple(out)
+    return (*out, *denoiser.cautions())
 
 
 class _Count:

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from .. import config
 from ..checkpoint import compact as cutting
 from ..checkpoint import compactfile, safefile
-from ..checkpoint.fileplan import Use, denoiser_prefix
+from ..checkpoint.denoiser import find_denoisers
+from ..checkpoint.fileplan import Use
 from ..checkpoint.sanitize import denoiser_files, notes, sanitize
 from ..checkpoint.verify import verify
 from ..errors import ModelFileError, SettingError
@@ -23,7 +24,6 @@ from ..mask import files, subspacefile
 from ..mask.subspace import Subspace
 from ..model.blocks import describe_blocks
 from ..model.detect import family
-from ..model.sites import find_sites
 
 
 class _Bar:
@@ -169,8 +169,8 @@ def _header_of_model(path: Path) -> safefile.Header | None:
 
 def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:
     shapes = {name: shape for header in headers for name, shape in header.shapes().items()}
-    prefix = denoiser_prefix(shapes, path)
-    found, sites = find_sites({n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)})
+    denoiser, *copies = find_denoisers(headers)
+    found, sites = denoiser.family, denoiser.sites
     applied = [entry for note in notes(headers[0]) for entry in note["applied"]]
     dtypes: dict[str, int] = {}
     for header in headers:
@@ -182,7 +182,9 @@ def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:
         "what": "model",
         "family": found.name,
         "title": found.title,
-        "prefix": prefix,
+        "prefix": denoiser.prefix,
+        "copies": [copy.prefix for copy in copies],
+        "cautions": list(denoiser.cautions()),
         "tensors": len(shapes),
         "bytes": sum(header.size for header in headers),
         "dtypes": dtypes,
@@ -196,6 +198,8 @@ def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:
     lines += [f"applied: {e['mask']} ({e['method']}) at strength {e['strength']:g}" for e in out["applied"]] or [
         "nothing was applied to it"
     ]
+    lines += [f"another copy of it, under {copy.prefix!r}" for copy in copies]
+    lines += denoiser.cautions()
     return out | {"summary": "\n".join(lines)}
 
 

@@ -28,8 +28,8 @@ from ...model.fingerprint import fingerprint
 from ...model.layers import find_layers
 from ...model.sites import Site, find_sites, match_sites, telling
 from ..stored import Stored
+from .network import PREFIX, add_patches, own_modules, own_weights, unpatched
 
-PREFIX = "diffusion_model."
 ATTACHMENT = "uniforget"
 
 
@@ -71,7 +71,7 @@ def sites_of(patcher, kinds: Iterable[str] = KINDS) -> tuple[Family, list[Site]]
     """
     model = patcher.model
     if model not in _known:
-        _known[model] = find_sites({name: tuple(p.shape) for name, p in model.diffusion_model.named_parameters()})
+        _known[model] = find_sites({name: tuple(p.shape) for name, p in own_weights(patcher).items()})
     family, sites = _known[model]
     return family, [s for s in sites if s.kind in kinds]
 
@@ -83,12 +83,11 @@ def base_fingerprint(patcher) -> str:
     """
     model = patcher.model
     if model not in _fingerprints:
-        modules = dict(model.diffusion_model.named_modules())
+        modules = own_modules(patcher)
         weights = {}
         for site in telling(sites_of(patcher)[1]):
             path = site.places[0].path
-            backup = patcher.backup.get(f"{PREFIX}{path}.weight")
-            weights[path] = Stored(modules[path], modules[path].weight if backup is None else backup.weight)
+            weights[path] = Stored(modules[path], unpatched(patcher, path, modules[path]))
         if not all(weight.readable for weight in weights.values()):
             return ""
         _fingerprints[model] = fingerprint(weights, coarse=any(weight.coarse for weight in weights.values()))
@@ -105,7 +104,7 @@ def apply_mask(patcher, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[
         MismatchError: the mask is not for this model, or ComfyUI did not take every patch.
     """
     family, sites = sites_of(patcher)
-    parameters = dict(patcher.model.diffusion_model.named_parameters())
+    parameters = own_weights(patcher)
     scales: dict[str, tuple[torch.Tensor, ...]] = {}
     for edit in edits(match_sites(mask, family, sites), factors(mask, strength, per_kind)):
         weight = PREFIX + edit.weight
@@ -124,11 +123,10 @@ def attach(patcher, patches: Mapping[str, comfy.weight_adapter.WeightAdapterBase
     """
     clone = patcher.clone()
     if patches:
-        landed = set(clone.add_patches(dict(patches)))
-        lost = [key for key in patches if key not in landed]
+        lost = add_patches(clone, patches)
         if lost:
             raise MismatchError(
-                f"ComfyUI took {len(landed)} of the mask's {len(patches)} weight patches; refused: {', '.join(lost[:5])}. "
+                f"ComfyUI took {len(patches) - len(lost)} of the mask's {len(patches)} weight patches; refused: {', '.join(lost[:5])}. "
                 "Another node may have replaced parts of this model: apply the mask before that node."
             )
     clone.set_attachments(ATTACHMENT, [*applied(patcher), {"mask": digest, "strength": strength}])

@@ -16,24 +16,33 @@ import comfy.float
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
 from ...checkpoint import compactfile, safefile
 from ...checkpoint.compact import Cut, Plan, plan
 from ...errors import MismatchError, ModelFileError
 from ...mask.info import MaskSet
-from .apply import PREFIX, apply_mask
+from .apply import apply_mask
+from .network import PREFIX, own_modules, unpatched
 
 
 class Compact:
-    """Mixed into the class of the Linear that is cut."""
+    """Mixed into the class of the Linear that is cut.
+
+    Attributes:
+        whole: the Linear that it was cut out of, whose weights patches are computed on (DoRA and OFT look at all of them); None: it is
+            gone, and what was cut counts as zero.
+    """
 
     cut: Cut
+    whole: Any
 
     def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **given: Any) -> torch.Tensor:
-        """The whole weight, with zeros where it was cut."""
+        """The whole weight."""
         theirs = getattr(super(), "convert_weight", None)
-        return self.cut.scatter(weight if theirs is None else theirs(weight, inplace=inplace, **given))
+        kept = weight if theirs is None else theirs(weight, inplace=inplace, **given)
+        return self.cut.scatter(kept, self._whole("weight", weight, kept))
 
     def set_weight(
         self, weight: torch.Tensor, inplace_update: bool = False, seed: Any = None, return_weight: bool = False, **given: Any
@@ -42,15 +51,24 @@ class Compact:
         return self._set("weight", self.cut.gather(weight).contiguous(), inplace_update, seed, return_weight, **given)
 
     def convert_bias(self, bias: torch.Tensor, inplace: bool = False, **given: Any) -> torch.Tensor:
-        """The whole bias, with zeros where it was cut."""
+        """The whole bias."""
         theirs = getattr(super(), "convert_bias", None)
-        return self.cut.scatter_bias(bias if theirs is None else theirs(bias, inplace=inplace, **given))
+        kept = bias if theirs is None else theirs(bias, inplace=inplace, **given)
+        return self.cut.scatter_bias(kept, self._whole("bias", bias, kept))
 
     def set_bias(
         self, bias: torch.Tensor, inplace_update: bool = False, seed: Any = None, return_weight: bool = False, **given: Any
     ):
         """Keep the part that is left of a whole bias."""
         return self._set("bias", self.cut.gather_bias(bias).contiguous(), inplace_update, seed, return_weight, **given)
+
+    def _whole(self, name: str, stored: torch.Tensor, kept: torch.Tensor) -> torch.Tensor | None:
+        """A copy of the whole Linear's weight or bias, as `kept` was made of `stored`."""
+        if self.whole is None:
+            return None
+        value = getattr(self.whole, name).detach().to(stored.device, stored.dtype, copy=True)
+        convert = getattr(self.whole, f"convert_{name}", None)
+        return (value if convert is None else convert(value, inplace=True)).to(kept.dtype)
 
     def _set(self, name: str, value: torch.Tensor, inplace_update: bool, seed: Any, return_weight: bool, **given: Any):
         theirs = getattr(super(), f"set_{name}", None)
@@ -67,8 +85,12 @@ class Compact:
         return None
 
 
-def _cut_linear(linear: Any, cut: Cut, unpatched: Mapping[str, torch.Tensor]) -> Any:
-    """A Linear of the same kind with what is kept of its weight (of `unpatched` where that is known); `linear` is unchanged."""
+def _cut_linear(linear: Any, cut: Cut, unpatched: Mapping[str, torch.Tensor], whole: bool) -> Any:
+    """A Linear of the same kind with what is kept of its weight (of `unpatched` where that is known); `linear` is unchanged.
+
+    Args:
+        whole: `linear` stays in memory, unpatched whenever the new one is used: for :class:`Compact`.
+    """
     small = copy.copy(linear)
     small.__class__ = type(f"Compact{type(linear).__name__}", (Compact, type(linear)), {})
     # The original may be loaded and patched just now; its copy is not.
@@ -78,6 +100,7 @@ def _cut_linear(linear: Any, cut: Cut, unpatched: Mapping[str, torch.Tensor]) ->
         small.comfy_cast_weights = small.__dict__.pop("prev_comfy_cast_weights")
     small._parameters, small._buffers = dict(linear._parameters), dict(linear._buffers)
     small.cut = cut
+    small.__dict__["whole"] = linear if whole else None  # no part of it
     small._parameters["weight"] = nn.Parameter(
         cut.gather(unpatched.get("weight", linear.weight).detach()).contiguous(), requires_grad=False
     )
@@ -99,12 +122,7 @@ def compact(patcher: Any, mask: MaskSet, multiple: int = 8) -> tuple[Any, Plan]:
     if any(isinstance(part, Compact) for part in patcher.object_patches.values()):
         raise MismatchError("This model is compact already. Combine the masks, and make it compact once.")
     clone = apply_mask(patcher, mask)
-    network = patcher.model.diffusion_model
-    modules = dict(network.named_modules())
-    # Another clone may be loaded just now, with parts of its own and patched weights: what is cut is the model without them.
-    for key, part in patcher.object_patches_backup.items():
-        if key.startswith(PREFIX) and isinstance(part, nn.Module):
-            modules[key.removeprefix(PREFIX)] = part
+    modules = own_modules(patcher)
     whole = {f"{path}.{name}": tuple(p.shape) for path, m in modules.items() for name, p in m.named_parameters(recurse=False)}
     found = plan(whole, mask, multiple)
     packed = [path for path in found.cuts if type(modules[path].weight.data) is not torch.Tensor or modules[path].weight.is_meta]
@@ -114,11 +132,8 @@ def compact(patcher: Any, mask: MaskSet, multiple: int = 8) -> tuple[Any, Plan]:
             "Memorization Mask, which works on them, or load the fp16, bf16 or fp8 version of this model."
         )
     for path, cut in found.cuts.items():
-        # Weights of a part that is out of the model now were never patched.
-        backup = {} if PREFIX + path in patcher.object_patches_backup else patcher.backup
-        names = [n for n in ("weight", "bias") if f"{PREFIX}{path}.{n}" in backup]
-        kept = {n: backup[f"{PREFIX}{path}.{n}"].weight for n in names}
-        clone.add_object_patch(PREFIX + path, _cut_linear(modules[path], cut, kept))
+        kept = {name: unpatched(patcher, path, modules[path], name) for name, _ in modules[path].named_parameters(recurse=False)}
+        clone.add_object_patch(PREFIX + path, _cut_linear(modules[path], cut, kept, whole=True))
     for key, value in _settings(modules, found):
         clone.add_object_patch(PREFIX + key, value)
     return clone, found
@@ -169,7 +184,31 @@ def install(patcher: Any, found: Plan, name: str) -> None:
         if path not in modules or tuple(modules[path].weight.shape) != cut.size:
             raise ModelFileError(f"{name}: its note cuts {path}, which is of another size in this model. Make the file anew.")
     # The numbers first: they are told from the whole modules.
-    cuts = [(path, _cut_linear(modules[path], cut, {})) for path, cut in found.cuts.items()]
+    cuts = [(path, _cut_linear(modules[path], cut, {}, whole=False)) for path, cut in found.cuts.items()]
     for key, value in [*_settings(modules, found), *cuts]:
         comfy.utils.set_attr(network, key, value)
     patcher.size = 0  # counted anew
+    patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, "uniforget_compact", _refuse_what_needs_the_whole)
+
+
+# Where an adapter keeps the scale of DoRA, by its name; those that are not here do not only add to a weight, but change it as a whole.
+_DORA = {"lora": 4, "loha": 7, "lokr": 8}
+_OWN = ("uniforget", "uniforget_subspace")
+
+
+def _refuse_what_needs_the_whole(patcher: Any) -> None:
+    """See that nothing is computed on weights whose cut parts are gone, unless it only adds to them."""
+    for key, patches in patcher.patches.items():
+        path = key.removeprefix(PREFIX).rpartition(".")[0]
+        try:
+            cut = isinstance(comfy.utils.get_attr(patcher.model, PREFIX + path), Compact)
+        except AttributeError:
+            continue
+        for patch in patches if cut else ():
+            kind = getattr(patch[1], "name", None)
+            dora = _DORA.get(kind) if kind else None
+            if kind and kind not in _OWN and (dora is None or patch[1].weights[dora] is not None):
+                raise MismatchError(
+                    f"This compact file no longer has the whole weights that a {'DoRA' if dora else kind} LoRA is computed with ({path}). Load the "
+                    "original model, put the LoRA behind it, then Compact Model."
+                )

@@ -8,7 +8,8 @@ import comfy.weight_adapter
 
 from ...mask.subspace import Subspace, effective, match_layers, project
 from ...model.layers import Layer, find_layers
-from .apply import PREFIX, attach
+from .apply import attach
+from .network import PREFIX, own_weights
 
 
 class SubspaceAdapter(comfy.weight_adapter.WeightAdapterBase):
@@ -37,7 +38,7 @@ def layers_of(patcher) -> tuple[str, list[Layer]]:
     Raises:
         FamilyError: the family is unknown.
     """
-    shapes = {name: tuple(p.shape) for name, p in patcher.model.diffusion_model.named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in own_weights(patcher).items()}
     family, layers = find_layers(shapes)
     return family.name, layers
 
