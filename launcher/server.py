@@ -60,11 +60,13 @@ def checked_port(port: int | None) -> int:
 
 
 def command(install: Install, port: int, *extra: str) -> list[str]:
-    """Command line of a ComfyUI on the CPU without a browser, with our pack in it."""
+    """Command line of a ComfyUI on the CPU without a browser, with our pack in it; its page is that of COMFYUI_FRONTEND, if that is set."""
+    page = os.environ.get("COMFYUI_FRONTEND")
     return [
         *(str(install.python), str(install.folder / "main.py"), "--cpu", "--disable-auto-launch"),
         *("--listen", HOST, "--port", str(port)),
         *pack.arguments(install.folder),
+        *(("--front-end-root", page) if page else ()),
         *extra,
     ]
 

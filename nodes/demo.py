@@ -134,7 +134,11 @@ class DemoModel(io.ComfyNode):
                     tooltip="The bundled model, or a checkpoint that you saved from it (for example after forgetting).",
                 ),
             ],
-            outputs=[io.Model.Output(id="demo_model"), io.Clip.Output(id="demo_clip"), io.Vae.Output(id="demo_vae")],
+            outputs=[
+                io.Model.Output(id="demo_model", display_name="MODEL"),
+                io.Clip.Output(id="demo_clip", display_name="CLIP"),
+                io.Vae.Output(id="demo_vae", display_name="VAE"),
+            ],
         )
 
     @classmethod

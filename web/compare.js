@@ -5,7 +5,7 @@ import { wheel } from './compare_input.js'
 import { afterRun, clean, pairCount } from './compare_state.js'
 import { CompareView } from './compare_view.js'
 import { loadStyle } from './dom.js'
-import { addPanel, address, chain, isNodes2, isOne, noticeChange } from './host.js'
+import { addPanel, address, chain, isOne, noticeChange, shareWheel } from './host.js'
 
 // A node whose ui has a_images, b_images, labels and, if it likes, notes and settings
 const NODES = ['UniForgetCompare', 'UniForgetPreview']
@@ -21,31 +21,12 @@ function noticeSoon() {
   noticing = setTimeout(noticeChange, NOTICE_AFTER)
 }
 
-/** Wheel events for the pictures and the filmstrip stay here; the canvas, over which widgets lie, gets the others. */
-function shareWithCanvas(view) {
-  const pass = (event) => app.canvas?.canvas?.dispatchEvent(new event.constructor(event.type, event))
-  // else Nodes 2.0 gives all of them to the canvas before they get here
-  view.root.dataset.captureWheel = 'true'
-  const used = (event) => {
-    if (wheel(view, event)) return true
-    if (event.ctrlKey || event.metaKey || !view.thumbs.contains(event.target)) return false
-    view.thumbs.scrollLeft += event.deltaX || event.deltaY
-    return true
-  }
-  view.root.addEventListener(
-    'wheel',
-    (event) => {
-      event.preventDefault()
-      event.stopPropagation()
-      if (!used(event)) pass(event)
-    },
-    { passive: false }
-  )
-  view.root.addEventListener('pointerdown', (event) => {
-    if (event.button !== 1 || isNodes2(view.root)) return
-    event.preventDefault()
-    pass(event)
-  })
+/** Uses a wheel event for the pictures or the filmstrip; whether it was meant for them. */
+function useWheel(view, event) {
+  if (wheel(view, event)) return true
+  if (event.ctrlKey || event.metaKey || !view.thumbs.contains(event.target)) return false
+  view.thumbs.scrollLeft += event.deltaX || event.deltaY
+  return true
 }
 
 /** ComfyUI zooms its canvas by two fingers wherever they are, and listens above all widgets: on the pictures they are ours. */
@@ -69,7 +50,7 @@ function addCompare(node) {
     node.properties[PROPERTY] = state
     view.show(clean(state))
   }
-  shareWithCanvas(view)
+  shareWheel(view.root, (event) => useWheel(view, event))
   show(clean(node.properties[PROPERTY]))
   chain(node, 'onConfigure', () => show(clean(node.properties?.[PROPERTY])))
   chain(node, 'onExecuted', (output) => {

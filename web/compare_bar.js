@@ -40,9 +40,9 @@ export class Bar {
     this.wheel = this.button(zoom, 'The mouse wheel zooms the pictures, without Ctrl too', () => view.setWheel(!view.state.wheel), icon(WHEEL))
     this.copy = this.button(this.root, 'Copy settings: how these pictures were made', () => this.copySettings(), icon(COPY))
     this.told = element('div', 'ufc-told', view.stage, { role: 'status' })
-    this.byHand = element('textarea', 'ufc-by-hand', view.stage, { readonly: '', hidden: '', 'aria-label': 'Settings, to copy by hand' })
+    this.byHand = element('textarea', 'ufc-by-hand ufh-scrolls', view.stage, { readonly: '', hidden: '', 'aria-label': 'Settings, to copy by hand' })
     this.byHand.addEventListener('blur', () => (this.byHand.hidden = true))
-    for (const type of ['keydown', 'wheel']) this.byHand.addEventListener(type, (event) => event.stopPropagation())
+    this.byHand.addEventListener('keydown', (event) => event.stopPropagation())
     view.root.prepend(this.root)
   }
 

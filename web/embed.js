@@ -4,7 +4,7 @@ import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
 import { loadStyle } from './dom.js'
 import { EmbedView } from './embed_view.js'
-import { addPanel, chain, isOne, say, setWidget, shareWithCanvas, widgetOf } from './host.js'
+import { addPanel, chain, isLinked, isOne, say, setWidget, shareWithCanvas, widgetOf } from './host.js'
 
 const LOAD = 'UniForgetLoadMask'
 const EMBEDDED = 'UniForgetEmbeddedMask'
@@ -24,20 +24,18 @@ async function ask(path, body) {
   }
 }
 
-const linked = (node, name) => (node.inputs ?? []).some((input) => input.widget?.name === name && input.link != null)
-
 /** Moves what the first output of `from` feeds to the first output of `to`. */
 function takeOver(from, to) {
-  const { graph } = from
-  const links = [...(from.outputs[0].links ?? [])].map((id) => graph.getLink?.(id) ?? graph.links[id]).filter(Boolean)
-  for (const { target_id, target_slot } of links) {
-    const target = graph.getNodeById(target_id)
-    if (target) to.connect(0, target, target_slot)
+  for (const target of new Set(from.getOutputNodes(0) ?? [])) {
+    for (const slot of target.inputs.keys()) {
+      const link = target.getInputLink(slot)
+      if (link?.origin_id === from.id && link.origin_slot === 0) to.connect(0, target, slot)
+    }
   }
 }
 
 async function embed(node) {
-  if (linked(node, 'mask_name')) {
+  if (isLinked(node, 'mask_name')) {
     say('error', 'The mask was not embedded', 'Another node chooses the mask. Choose it in the list, and try again.')
     return
   }

@@ -35,8 +35,7 @@ export class EmbedView {
       'aria-label': 'The mask as text',
       placeholder: 'Paste a mask here, or right-click Load Memorization Mask: Embed mask in workflow.',
       spellcheck: 'false',
-      autocomplete: 'off',
-      'data-capture-wheel': 'true'
+      autocomplete: 'off'
     })
     this.foot = element('div', 'ufe-foot', this.root)
     this.save = element('button', 'ufe-button', this.foot, { type: 'button', title: 'Save this mask into models/uniforget/' })

@@ -19,13 +19,20 @@ export function chain(node, name, after) {
 /** Lets ComfyUI notice that the workflow changed, so that it can be undone and a reload of the page finds it as it is now. */
 export function noticeChange() {
   app.graph?.setDirtyCanvas?.(true, true)
-  app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.()
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker
+  // the second is its name in older frontends
+  if (tracker?.captureCanvasState) tracker.captureCanvasState()
+  else tracker?.checkState?.()
 }
 
 export const isNodes2 = (element) => element.closest('[data-node-id]') !== null
 
 /** The node's own widget called `name`. */
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
+
+/** Whether another node gives the value of the input or widget called `name`. */
+export const isLinked = (node, name) =>
+  (node.inputs ?? []).some((input, slot) => (input.widget?.name ?? input.name) === name && node.isInputConnected(slot))
 
 /** Whether a node is one of our classes `kinds`. */
 export const isOne = (node, ...kinds) => kinds.includes(node.comfyClass) || kinds.includes(node.constructor?.comfyClass)
@@ -42,6 +49,8 @@ export function addPanel(node, name, root, height, smallest) {
   const widget = node.addDOMWidget(name, `UNIFORGET_${name.toUpperCase()}`, root, {
     serialize: false,
     hideOnZoom: false,
+    // the side panel would take our element, and leave the widget with the panel's width
+    hideInPanel: true,
     getMinHeight: () => height
   })
   widget.serialize = false
@@ -63,34 +72,51 @@ function pass(root, event) {
   app.canvas?.canvas?.dispatchEvent(new event.constructor(event.type, event))
 }
 
-/** Whether a wheel event would scroll `area`. */
-function scrolls(area, { deltaX, deltaY }) {
-  const room = (delta, at, most) => (delta < 0 ? at > 0 : delta > 0 && at < most - 1)
-  return (
-    room(deltaY, area.scrollTop, area.scrollHeight - area.clientHeight) ||
-    room(deltaX, area.scrollLeft, area.scrollWidth - area.clientWidth)
-  )
+/** Scrolls the nearest `area` of class `ufh-scrolls` by a wheel event; whether it did. */
+function scroll({ target, ctrlKey, metaKey, deltaX, deltaY, deltaMode }) {
+  const area = target.closest('.ufh-scrolls')
+  if (!area || ctrlKey || metaKey) return false
+  const lines = deltaMode === 1 ? 16 : 1
+  const [left, top] = [area.scrollLeft, area.scrollTop]
+  area.scrollBy({ left: deltaX * lines, top: deltaY * lines, behavior: 'instant' })
+  return area.scrollLeft !== left || area.scrollTop !== top
 }
 
+const wheels = new WeakMap()
+
+// Above the page's own listeners: since frontend 1.41 Nodes 2.0 gives the wheel to its canvas before a widget hears of it.
+window.addEventListener(
+  'wheel',
+  (event) => {
+    const root = event.target.closest?.('.ufh-panel')
+    const use = root && wheels.get(root)
+    if (!use) return
+    const used = use(event) || scroll(event)
+    if (!used && isNodes2(root)) return
+    event.preventDefault()
+    event.stopPropagation()
+    if (!used) pass(root, event)
+  },
+  { capture: true, passive: false }
+)
+
 /**
- * Neither drags the node nor pans or zooms the view while somebody uses the widget `root`. What the widget does not use goes to the
- * canvas: the middle button, and wheels that would not scroll a child of class `ufh-scrolls`.
+ * Lets the widget `root` have the wheels for which `use(event)` is true or that scroll a child of class `ufh-scrolls`. The other ones, and
+ * the middle button, go to the canvas.
  */
+export function shareWheel(root, use = () => false) {
+  root.classList.add('ufh-panel')
+  wheels.set(root, use)
+  root.addEventListener('pointerdown', (event) => event.button === 1 && pass(root, event))
+}
+
+/** `shareWheel`, and neither drags the node nor pans the view while somebody uses the widget `root`. */
 export function shareWithCanvas(root) {
+  shareWheel(root)
   for (const type of ['pointerdown', 'pointermove', 'pointerup', 'dblclick']) {
     root.addEventListener(type, (event) => {
       const hosts = type === 'pointermove' ? !(event.buttons & 1) : event.button !== 0
       if (!hosts) event.stopPropagation()
     })
   }
-  root.addEventListener('pointerdown', (event) => event.button === 1 && pass(root, event))
-  root.addEventListener(
-    'wheel',
-    (event) => {
-      const area = event.target.closest('.ufh-scrolls')
-      if (area && !event.ctrlKey && !event.metaKey && scrolls(area, event)) event.stopPropagation()
-      else pass(root, event)
-    },
-    { passive: false }
-  )
 }

@@ -3,7 +3,7 @@
 import { app } from '../../scripts/app.js'
 import { readBlocks, writeBlocks } from './blocks.js'
 import { loadStyle } from './dom.js'
-import { addPanel, chain, isOne, noticeChange, setWidget, shareWithCanvas, widgetOf } from './host.js'
+import { addPanel, chain, isLinked, isOne, noticeChange, setWidget, shareWithCanvas, widgetOf } from './host.js'
 import { clean } from './maskmap_state.js'
 import { MaskMapView } from './maskmap_view.js'
 
@@ -16,8 +16,7 @@ function addMap(node) {
   const blocks = widgetOf(node, 'blocks')
   const view = new MaskMapView((kept, done) => setWidget(node, blocks, writeBlocks(kept, map.blocks), done))
   const draw = () => {
-    const locked = (node.inputs ?? []).some((input) => input.widget?.name === 'blocks' && input.link != null)
-    view.show(map, map && readBlocks(String(blocks.value ?? ''), map.blocks), locked)
+    view.show(map, map && readBlocks(String(blocks.value ?? ''), map.blocks), isLinked(node, 'blocks'))
   }
   const take = (value) => {
     map = clean(value)

@@ -37,7 +37,7 @@ export class MaskMapView {
     this.invert = this.button('Invert', 'Keep the other blocks instead', () =>
       this.apply(new Set(this.names().filter((name) => !this.kept.has(name))))
     )
-    this.scroller = element('div', 'ufm-scroller ufh-scrolls', this.root, { 'data-capture-wheel': 'true' })
+    this.scroller = element('div', 'ufm-scroller ufh-scrolls', this.root)
     this.grid = element('div', 'ufm-grid', this.scroller, { role: 'group', 'aria-label': 'Blocks of the mask' })
     this.foot = element('div', 'ufm-foot', this.root)
     this.legend = element('div', 'ufm-legend', this.foot)

@@ -28,7 +28,7 @@ export class PromptTable {
     this.root = element('div', 'uniforget-prompts widget-expands')
     this.empty = element('div', 'ufp-empty', this.root)
     this.empty.textContent = 'Run the workflow: the table appears here. Click a column to sort.'
-    this.scroller = element('div', 'ufp-scroller ufh-scrolls', this.root, { 'data-capture-wheel': 'true', tabindex: '0', 'aria-label': 'Prompts' })
+    this.scroller = element('div', 'ufp-scroller ufh-scrolls', this.root, { tabindex: '0', 'aria-label': 'Prompts' })
     const table = element('table', 'ufp-table', this.scroller)
     this.head = element('tr', '', element('thead', '', table))
     this.body = element('tbody', '', table)

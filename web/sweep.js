@@ -2,7 +2,7 @@
 
 import { app } from '../../scripts/app.js'
 import { loadStyle } from './dom.js'
-import { addPanel, address, chain, isOne, noticeChange, setWidget, shareWithCanvas } from './host.js'
+import { addPanel, address, chain, isLinked, isOne, noticeChange, setWidget, shareWithCanvas } from './host.js'
 import { afterRun, clean, strengthText } from './sweep_state.js'
 import { SweepView } from './sweep_view.js'
 
@@ -55,14 +55,13 @@ function useStrength(sweep, strength, kinds) {
   let done = false
   for (const node of targets) {
     const widget = (name) => node.widgets?.find((found) => found.name === name)
-    const linked = (name) => (node.inputs ?? []).some((input) => input.name === name && input.link != null)
-    if (linked('strength') || !widget('strength')) {
+    if (isLinked(node, 'strength') || !widget('strength')) {
       told.push(`${named(node)} takes its strength from another node: set it there.`)
       continue
     }
     setWidget(node, widget('strength'), strength, false)
     done = true
-    const others = Object.keys(kinds).filter((name) => linked(name) || widget(name)?.value !== kinds[name])
+    const others = Object.keys(kinds).filter((name) => isLinked(node, name) || widget(name)?.value !== kinds[name])
     told.push(`Strength ${strengthText(strength)} set in ${named(node)}.${others.length ? ` Its ${others.join(', ')} is not that of the grid.` : ''}`)
   }
   return { done, message: told.join(' ') }

@@ -19,7 +19,7 @@ export class SweepView {
     // Nodes 2.0 gives the free height of the node to what is of class widget-expands
     this.root = element('div', 'uniforget-sweep widget-expands')
     this.message = element('div', 'ufs-message', this.root, { role: 'status' })
-    this.scroll = element('div', 'ufs-scroll ufh-scrolls', this.root, { 'data-capture-wheel': 'true' })
+    this.scroll = element('div', 'ufs-scroll ufh-scrolls', this.root)
     this.grid = element('div', 'ufs-grid', this.scroll, { role: 'group', 'aria-label': 'Strengths and prompts' })
     this.note = element('div', 'ufs-note', this.root)
     this.grid.addEventListener('keydown', (event) => this.key(event))
