@@ -69,7 +69,7 @@ class Pool:
     @torch.no_grad()
     def _encode(self, pictures):
         pixels = to_tensor(np.stack([self.stream.pictures.render(p)[0] for p in pictures]))
-        return torch.cat([vae.encode(self.vae, part) for part in pixels.split(64)]).half()
+        return torch.cat([vae.encode(self.vae, part) for part in pixels.split(64)]).half().contiguous()
 
     def grow(self):
         """Add the next shard, made now or found; nothing when there are enough."""
@@ -97,7 +97,7 @@ class Pool:
             else:
                 items.append((*self.stream.free()[:2], "free"))
         captions, pictures, groups = zip(*items, strict=True)
-        latents = torch.cat([self._encode(pictures[i : i + 256]) for i in range(0, SHARD, 256)])
+        latents = torch.cat([self._encode(pictures[i : i + 256]) for i in range(0, SHARD, 256)]).contiguous()
         meta = {"captions": json.dumps(captions), "groups": json.dumps(groups)}
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         save_file({"latents": latents}, temporary, meta)
