@@ -69,7 +69,7 @@ class Pool:
     @torch.no_grad()
     def _encode(self, pictures):
         pixels = to_tensor(np.stack([self.stream.pictures.render(p)[0] for p in pictures]))
-        return torch.cat([vae.encode(self.vae, part) for part in pixels.split(64)]).half().contiguous()
+        return torch.cat([self.vae.encode(part) for part in pixels.split(64)]).half().contiguous()
 
     def grow(self):
         """Add the next shard, made now or found; nothing when there are enough."""
