@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 
 from tests.unit.tiny import info
 from tests.unit.tiny_pipelines import NEGATIVE, PIPELINES, PROMPTS, SIZE, apart, noise_like, own_latents, pipeline, single_file
-from uniforget.errors import FamilyError, LearnError
+from uniforget.errors import FamilyError, LearnError, ModelFileError
 from uniforget.hosts.diffusers import pipeline as module
 from uniforget.hosts.diffusers.apply import fold_
 from uniforget.hosts.diffusers.listener import growth, join, joinable, row
-from uniforget.hosts.diffusers.pipeline import PipelineModel, denoiser, load_pipeline
+from uniforget.hosts.diffusers.load import load_pipeline
+from uniforget.hosts.diffusers.pipeline import PipelineModel, denoiser
 from uniforget.learn import Settings, euler, learn
 from uniforget.mask.fold import factors
 from uniforget.mask.gates import gated
@@ -370,8 +371,8 @@ def test_a_single_file_is_loaded_with_settings_from_a_folder(tmp_path):
 
 
 def test_what_is_no_pipeline_is_named(tmp_path):
-    def told(path):
-        with pytest.raises(LearnError) as caught:
+    def told(path, kind=LearnError):
+        with pytest.raises(kind) as caught:
             load_pipeline(str(path))
         return str(caught.value)
 
@@ -383,7 +384,7 @@ def test_what_is_no_pipeline_is_named(tmp_path):
     assert "model.ckpt: expected a .safetensors file" in told(pickle)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not one")
-    assert "broken.safetensors is no readable safetensors file" in told(broken)
+    assert "broken.safetensors: expected a complete .safetensors file" in told(broken, ModelFileError)
     bare = tmp_path / "bare.safetensors"
     save_file(
         {

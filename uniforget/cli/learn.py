@@ -62,10 +62,11 @@ def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str 
     lines = read_prompts(prompts) if prompts else neutral_prompts()
     if importlib.util.find_spec("diffusers") is None:
         raise LearnError(
-            "Learning from the command line needs the packages diffusers and transformers. Run: pip install diffusers transformers"
+            "Learning from the command line needs the packages diffusers and transformers. Run: pip install 'diffusers>=0.35.2' transformers"
         )
     from ..hosts.diffusers.apply import base_fingerprint
-    from ..hosts.diffusers.pipeline import PipelineModel, load_pipeline
+    from ..hosts.diffusers.load import load_pipeline
+    from ..hosts.diffusers.pipeline import PipelineModel
 
     shards.join()
     unfinished = output.parent / ".uniforget-unfinished"
@@ -127,9 +128,10 @@ def recover_run(
     mask, subspace = one_of_each([files.load(path) for path in masks])
     lines = read_prompts(prompts) if prompts else neutral_prompts()
     if importlib.util.find_spec("diffusers") is None:
-        raise LearnError("This needs the packages diffusers and transformers. Run: pip install diffusers transformers")
+        raise LearnError("This needs the packages diffusers and transformers. Run: pip install 'diffusers>=0.35.2' transformers")
     from ..hosts.diffusers.apply import base_fingerprint
-    from ..hosts.diffusers.pipeline import PipelineModel, load_pipeline
+    from ..hosts.diffusers.load import load_pipeline
+    from ..hosts.diffusers.pipeline import PipelineModel
 
     shards.join()
     unfinished = output.parent / ".uniforget-unfinished"

@@ -1,4 +1,4 @@
-"""diffusers pipelines: load one, and learn masks on it without ComfyUI."""
+"""diffusers pipelines: learn masks on one without ComfyUI."""
 
 from __future__ import annotations
 
@@ -8,33 +8,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders.single_file_utils import SingleFileComponentError
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ...errors import LearnError
 from ...learn.overflow import Overflow
-from ...model.detect import detect
 from .apply import find_modules, layers_of
 from .listener import Listener, Step, denoiser, distance, growth, join, joinable, moved, row
 
-__all__ = ["PipelineModel", "denoiser", "load_pipeline"]
-
-# Pipelines that diffusers loads from one file.
-_SINGLE_FILE = {
-    "sd1": "StableDiffusionPipeline",
-    "sd2": "StableDiffusionPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-    "sd3": "StableDiffusion3Pipeline",
-    "flux": "FluxPipeline",
-    "chroma": "ChromaPipeline",
-    "z_image": "ZImagePipeline",
-}
-# Prefixes in single files: of the diffusion model, of text encoders, of the VAE.
-_MODEL = "model.diffusion_model."
-_TEXT = ("cond_stage_model.", "conditioner.", "text_encoders.")
-_VAE = ("first_stage_model.", "vae.")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # Arguments of a denoiser that carry the noise level.
 _TIMES = ("timestep", "t")
 # Relative difference up to which two computations of the same thing count as the same.
@@ -46,87 +26,6 @@ _CLEAN: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] =
     "v_prediction": lambda s: (1 / (s**2 + 1), -s / (s**2 + 1).sqrt()),
     "sample": lambda s: (torch.zeros_like(s), torch.ones_like(s)),
 }
-
-
-def load_pipeline(path: str, dtype: torch.dtype = torch.bfloat16, config: str | None = None) -> diffusers.DiffusionPipeline:
-    """A diffusers pipeline on the CPU, from a diffusers folder, a single-file checkpoint, or an identifier of the Hub.
-
-    Args:
-        dtype: of all weights.
-        config: for a single file: a diffusers folder of the same kind of model, for settings, tokenizers, and text encoders that
-            the file lacks. None: diffusers gets settings and tokenizers from the Hub.
-
-    Raises:
-        LearnError: it is none of these, has no safetensors (pickles are never opened), or diffusers cannot load it.
-        FamilyError: a single file of no family that UniForget knows.
-    """
-    place = Path(path).expanduser()
-    if place.is_file():
-        return _load_file(place, dtype, config)
-    here = place.is_dir()
-    if here and not (place / "model_index.json").is_file():
-        raise LearnError(
-            f"{path} is no diffusers folder: expected a model_index.json in it, found none. Give the folder that holds the whole "
-            "pipeline, or a single-file checkpoint (.safetensors)."
-        )
-    if not here and (place.suffix in (".safetensors", *_PICKLES) or path.count("/") != 1 or path.startswith((".", "/", "~"))):
-        raise LearnError(
-            f"There is no file or folder {path}. Expected a diffusers folder, a single-file checkpoint (.safetensors), or an "
-            "identifier of the Hub such as owner/name."
-        )
-    # Safetensors only: a pickle could run code.
-    safe = {"torch_dtype": dtype, "use_safetensors": True}
-    try:
-        return diffusers.DiffusionPipeline.from_pretrained(str(place) if here else path, **safe)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        advice = (
-            "Expected all its weights as .safetensors; convert other weights first."
-            if here
-            else "There is no such folder here, so diffusers looked for it on the Hub. Check the spelling, or the network."
-        )
-        raise LearnError(f"diffusers cannot load {path} ({_first_line(error)}). {advice}") from error
-
-
-def _load_file(path: Path, dtype: torch.dtype, config: str | None) -> diffusers.DiffusionPipeline:
-    if path.suffix != ".safetensors":
-        raise LearnError(f"{path.name}: expected a .safetensors file. Other formats can run code when opened: convert it first.")
-    try:
-        with safe_open(path, "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise LearnError(f"{path.name} is no readable safetensors file ({error}). Download it again.") from error
-    family, _ = detect({n.removeprefix(_MODEL): s for n, s in shapes.items() if n.startswith(_MODEL)} or shapes)
-    if family.name not in _SINGLE_FILE or not (config or any(name.startswith(_TEXT) for name in shapes)):
-        raise LearnError(
-            f"{path.name}: learning needs the text encoders of {family.title} too, and they are not in this file. Give a diffusers "
-            "folder of the whole pipeline, or learn in ComfyUI."
-        )
-    more: dict[str, Any] = {}
-    if config:
-        more["config"] = config
-        _refuse_pickles(Path(config))
-    if not any(name.startswith(_VAE) for name in shapes):
-        more["vae"] = None  # not needed for learning
-    kind = _SINGLE_FILE[family.name]
-    try:
-        return getattr(diffusers, kind).from_single_file(str(path), torch_dtype=dtype, **more)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SingleFileComponentError) as error:
-        raise LearnError(
-            f"diffusers cannot load {path.name} as {kind} ({_first_line(error)}). It needs settings and tokenizers from the Hub, or "
-            "from a diffusers folder of the same kind of model given as config."
-        ) from error
-
-
-def _refuse_pickles(folder: Path) -> None:
-    """from_single_file() would open pickles where `folder` has nothing else."""
-    for part in {file.parent for file in folder.rglob("*") if file.suffix in _PICKLES}:
-        if not any(part.glob("*.safetensors")):
-            raise LearnError(f"{part} holds weights that can run code when opened. Expected .safetensors: convert them first.")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
 
 class PipelineModel:
