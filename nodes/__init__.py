@@ -9,6 +9,7 @@ def all_nodes():
     from .compare import Compare
     from .demo import DemoModel
     from .embedded import EmbeddedMask
+    from .guard import guarded
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
     from .maskmap import MaskMapNode
@@ -26,4 +27,4 @@ def all_nodes():
     using = [ApplyMask, PreviewComparison, StrengthSweep, Compare, MaskMapNode, PictureCheck, PromptCheck, Report]
     masks = [LoadMask, SaveMask, EmbeddedMask, CombineMasks, SetThreshold]
     models = [SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]
-    return [*learning, *using, *masks, *models]
+    return [guarded(node) for node in (*learning, *using, *masks, *models)]

@@ -62,7 +62,7 @@ class Compare(io.ComfyNode):
             label_of(label_original, "original", strengths(prompt, before)),
             label_of(label_forgotten, "forgotten", strengths(prompt, after)),
         )
-        keep = keeper(cls, save, filename_prefix.strip() or "uniforget/compare")
+        keep = keeper(cls, save, str(filename_prefix).strip() or "uniforget/compare")
         settings = made_by(prompt, before), made_by(prompt, after)
         return io.NodeOutput(ui=shown(original, forgotten, labels, keep, save, settings))
 
@@ -129,11 +129,20 @@ def saving_inputs(sheet, prefix):
 def keeper(node, save, prefix):
     """``keep(images, name)``: saves pictures as ``prefix_name`` in the output folder, or until ComfyUI restarts, and says where.
 
-    ComfyUI refuses a prefix that leads out of the output folder here already, before anything is drawn.
+    Raises:
+        SettingError: the prefix leads out of the output folder, or is none; said here already, before anything is drawn.
     """
     folder, level = io.FolderType.output, 4
     if save:
-        folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+        try:
+            if prefix in ("", "None"):  # which is what ComfyUI makes of no name
+                raise ValueError("no name")
+            folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+        except Exception as error:
+            raise SettingError(
+                f"Setting 'filename_prefix': expected a name inside {folder_paths.get_output_directory()}, such as 'uniforget/compare'; found "
+                f"{prefix!r:.200} ({str(error).splitlines()[0]:.200}). Change the name."
+            ) from None
     else:
         prefix = "uniforget_" + "".join(random.choices(string.ascii_lowercase, k=8))
         folder, level = io.FolderType.temp, 1

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..uniforget.mask import text as masktext
-from .inputs import CATEGORY, MaskType, search, show, valid
+from .inputs import CATEGORY, MaskType, search, show, valid_aside
 
 
 class EmbeddedMask(io.ComfyNode):
@@ -34,8 +34,8 @@ class EmbeddedMask(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, mask_text):
-        return valid(masktext.from_text, mask_text)
+    async def validate_inputs(cls, mask_text):
+        return await valid_aside(masktext.from_text, mask_text)
 
     @classmethod
     def execute(cls, mask_text):

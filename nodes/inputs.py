@@ -4,8 +4,9 @@ import dataclasses
 
 from comfy_api.latest import io, ui
 
-from ..uniforget.errors import UniForgetError
 from ..uniforget.param import Param
+from ..uniforget.untrusted import safe
+from .guard import aside, told
 
 MaskType = io.Custom("UNIFORGET_MASK")
 CATEGORY = "UniForget"
@@ -40,16 +41,23 @@ def valid(check, value, *more):
     try:
         if value is not None:
             check(value, *more)
-    except UniForgetError as error:
-        return str(error)
+    except Exception as error:
+        return told(error)
     return True
+
+
+async def valid_aside(check, value):
+    """The same for a check that takes its time: ComfyUI asks while its server can answer nobody else."""
+    return await aside(valid, check, value)
 
 
 def show(node, text):
     """Shows `text` inside the running node, as every renderer can, and hands it to API users as ``ui.text``.
 
-    The node's schema has to ask for ``io.Hidden.unique_id``.
+    The node's schema has to ask for ``io.Hidden.unique_id``. Names and information in the text come from strangers, and ComfyUI's page
+    takes it for HTML: no node sends text there by another way.
     """
+    text = safe(text, page=True)
     unique_id = getattr(getattr(node, "hidden", None), "unique_id", None)
     if unique_id is not None:
         from server import PromptServer  # ComfyUI's; only there while it serves

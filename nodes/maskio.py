@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError
 from ..uniforget.mask import file as maskfile
 from ..uniforget.mask import files, subspacefile
-from .inputs import CATEGORY, MaskType, search, show, valid
+from .inputs import CATEGORY, MaskType, search, show, valid, valid_aside
 
 FOLDER = "uniforget"
 EXTENSION = ".safetensors"
@@ -111,8 +111,8 @@ def _stays_inside(part):
 
 
 def _is_plain(part):
-    """Whether `part` can name a file or folder on every system, and not a hidden one."""
-    return bool(_PART.fullmatch(part)) and part.strip(" .") == part and not _DEVICES.fullmatch(part)
+    """Whether `part` can name a file or folder on every system, and not a hidden one; "None" is what ComfyUI makes of no name."""
+    return part != "None" and bool(_PART.fullmatch(part)) and part.strip(" .") == part and not _DEVICES.fullmatch(part)
 
 
 def _fingerprint(path):
@@ -156,8 +156,8 @@ class LoadMask(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, mask_name):
-        return valid(check_mask, mask_name)
+    async def validate_inputs(cls, mask_name):
+        return await valid_aside(check_mask, mask_name)
 
     @classmethod
     def fingerprint_inputs(cls, mask_name):

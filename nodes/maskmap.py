@@ -8,7 +8,7 @@ from ..uniforget import config
 from ..uniforget.mask.combine import select, select_layers
 from ..uniforget.mask.map import map_data, named_blocks
 from ..uniforget.mask.subspace import Subspace
-from .inputs import CATEGORY, MaskType, search, to_input
+from .inputs import CATEGORY, MaskType, search, show, to_input
 from .mappicture import mask_picture
 
 
@@ -54,4 +54,6 @@ class MaskMapNode(io.ComfyNode):
         kept = (select_layers if isinstance(mask, Subspace) else select)(mask, blocks=blocks)
         picture = mask_picture(mask, theme, named_blocks(mask, blocks))
         array = np.asarray(picture, dtype=np.float32) / 255
-        return io.NodeOutput(kept, blocks, torch.from_numpy(array)[None], ui={"uniforget_map": [data], "text": (kept.summary(),)})
+        return io.NodeOutput(
+            kept, blocks, torch.from_numpy(array)[None], ui={"uniforget_map": [data], **show(cls, kept.summary()).as_dict()}
+        )

@@ -54,7 +54,7 @@ class PreviewComparison(io.ComfyNode):
     def execute(cls, model, mask, positive, latent_image, vae, save, filename_prefix, negative=None, **values):
         settings, wanted = drawing(values), strengths(values)
         patched = forget(model, mask, wanted)
-        keep = keeper(cls, save, filename_prefix.strip() or "uniforget/preview")
+        keep = keeper(cls, save, str(filename_prefix).strip() or "uniforget/preview")
         bar = Bar(model, 2, settings.steps)
         given = (settings, positive, nothing(positive) if negative is None else negative, latent_image, bar)
         before = decode(vae, sample_original(model, *given))

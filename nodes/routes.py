@@ -1,20 +1,25 @@
 """What the browser asks ComfyUI's server for: a mask as text, what a text holds, and to save it as a file.
 
-Texts and names come from pages and workflows of strangers. Another website cannot post here: ComfyUI refuses requests whose Origin is
-not its Host while it listens on this machine only, and a body that must be JSON makes browsers ask first, which ComfyUI never allows.
+Texts and names come from pages and workflows of strangers. Other websites are kept out in three ways: ComfyUI refuses requests whose
+Origin is not their Host, where the Host is this machine; a body that must be JSON makes browsers ask first, which nothing here allows;
+and a website that makes its own name point to this machine (DNS rebinding), for which both of that is no obstacle, is told apart by the
+Host that it asks for (:func:`expected_host`).
 """
 
-import asyncio
-import json
+import ipaddress
 import threading
+from urllib.parse import urlsplit
 
 from aiohttp import web
+from comfy.cli_args import args
 
+from ..uniforget import untrusted
 from ..uniforget.errors import FamilyError, MaskFileMissingError, SettingError, TooLargeError, UniForgetError
 from ..uniforget.mask import file as maskfile
 from ..uniforget.mask import subspacefile
 from ..uniforget.mask import text as masktext
 from ..uniforget.model.detect import family
+from .guard import BusyError, aside, told
 from .maskio import check_name, find_mask, target_path
 
 # A name and JSON's own characters beside the text.
@@ -35,19 +40,48 @@ def register_routes():
         server.routes.post("/uniforget/save_mask")(save_mask)
 
 
+def expected_host(host):
+    """Whether a request that asks for `host` (name and port) can come from somebody who opened this server's own page.
+
+    An address, or "localhost", always can: a name is what a website needs to have a browser take it for its own server. Other names are
+    expected where ComfyUI was told to be reached from elsewhere (``--listen`` on other addresses, ``--enable-cors-header``), and there it
+    is up to whoever set that up who can reach it.
+    """
+    if args.enable_cors_header or not all(_is_here(address.strip()) for address in args.listen.split(",")):
+        return True
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def _is_here(address):
+    """Whether ComfyUI listens at this address to this machine only."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 async def mask_text(request):
     """GET ``?name=``: ``{"text", "summary"}`` of a mask in models/uniforget/."""
-    return await _answer(_text_of, request.query.get("name", ""))
+    return await _answer(request, _text_of, lambda: request.query.get("name", ""))
 
 
 async def inspect_mask(request):
     """POST ``{"text"}``: ``{"summary"}``, what the text holds."""
-    return await _answer(lambda body: {"summary": summary(masktext.from_text(body["text"]))}, request)
+    return await _answer(request, lambda body: {"summary": summary(masktext.from_text(body["text"]))})
 
 
 async def save_mask(request):
     """POST ``{"text", "name"}``: ``{"name", "summary"}``; saves it under the next free number, as Save Memorization Mask does."""
-    return await _answer(_save, request)
+    return await _answer(request, _save)
 
 
 def _text_of(name):
@@ -92,19 +126,30 @@ def summary(mask):
     }
 
 
-async def _answer(work, given):
-    """JSON of what `work` makes of a value or of a request's JSON; ``{"error"}`` in clear words when it refuses."""
+async def _answer(request, work, given=None):
+    """JSON of what `work` makes of ``given()``, or of the request's JSON; ``{"error"}`` in clear words when it refuses."""
+    host = request.headers.get("Host", "")
+    if not expected_host(host):
+        return _refused(
+            403,
+            SettingError(
+                f"Expected this page under an address such as 127.0.0.1, or localhost; found {host!r:.100}. Open ComfyUI there, or start it "
+                "with --listen if it is meant to be reached by this name."
+            ),
+        )
     try:
-        if isinstance(given, web.Request):
-            given = await _body(given)
-        # Unpacking and writing must not hold up the server.
-        found = await asyncio.get_running_loop().run_in_executor(None, work, given)
+        return web.json_response(await aside(work, given() if given else await _body(request)))
     except UniForgetError as error:
-        status = 404 if isinstance(error, MaskFileMissingError) else 413 if isinstance(error, TooLargeError) else 400
-        return web.json_response({"error": str(error)}, status=status)
+        kinds = ((MaskFileMissingError, 404), (TooLargeError, 413), (BusyError, 503))
+        return _refused(next((status for kind, status in kinds if isinstance(error, kind)), 400), error)
     except OSError as error:  # a name that the system refuses
-        return web.json_response({"error": f"{error.strerror or error}. Choose another name."}, status=400)
-    return web.json_response(found)
+        return _refused(400, SettingError(f"{error.strerror or error}. Choose another name."))
+    except Exception as error:
+        return _refused(500, error)
+
+
+def _refused(status, error):
+    return web.json_response({"error": told(error)}, status=status)
 
 
 async def _body(request):
@@ -117,8 +162,8 @@ async def _body(request):
     if data is None or len(data) > MOST_BODY:
         raise TooLargeError(f"Expected at most {MOST_BODY} bytes. This is no mask that UniForget embedded.")
     try:
-        body = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        body = untrusted.parse_json(data, MOST_BODY)
+    except ValueError as error:
         raise SettingError(f"The body is no JSON ({type(error).__name__}).") from None
     if not isinstance(body, dict) or not isinstance(body.get("text"), str):
         raise SettingError("Expected a JSON object with the mask's text.")

@@ -65,7 +65,7 @@ class StrengthSweep(io.ComfyNode):
         grid = plan(prompts, strengths, seeds, settings.seed)
         kinds = {param.name: values[param.name] for param in KINDS}
         patched = [forget(model, mask, {**kinds, "strength": strength}) for strength in grid.strengths[1:]]
-        keep = keeper(cls, save, filename_prefix.strip() or "uniforget/sweep")
+        keep = keeper(cls, save, str(filename_prefix).strip() or "uniforget/sweep")
         encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
         words = {prompt: encode(prompt) for prompt, _ in grid.rows}
         unwanted, latent = encode(config.SWEEP["negative"].check(negative)), first(latent_image)

@@ -26,7 +26,8 @@ UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202
 
 # Characters of a text that are shown.
 MOST = 40_000
-_LIKE = str.maketrans({"<": "\u2039", ">": "\u203a", "&": "\uff06", '"': "\u201d", "'": "\u2019", "`": "\u2018"})
+# Apostrophes stay: they are in every second sentence, and no host puts such text between single quotes.
+_LIKE = str.maketrans({"<": "\u2039", ">": "\u203a", "&": "\uff06", '"': "\u201d"})
 # ComfyUI's page replaces these by links, inside of other links as well, where an address becomes attributes.
 _LINKS = re.compile(r"\[(?=\[)|_(?=_LNK)")
 

@@ -152,6 +152,22 @@ def test_another_website_cannot_save(client, masks, mask):
     assert not list(masks.glob("foreign*"))
 
 
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8188"])
+def test_a_website_that_makes_its_name_point_here_is_not_answered(client, masks, mask, host):
+    maskfile.save(mask, masks / "secret.safetensors")
+    headers = {"Host": host, "Origin": f"http://{host}", "Content-Type": "application/json"}
+    asked = {
+        f"/uniforget/mask_text?name={masks.name}/secret.safetensors": None,
+        "/uniforget/inspect_mask": json.dumps({"text": masktext.to_text(mask)}).encode(),
+        "/uniforget/save_mask": json.dumps({"text": masktext.to_text(mask), "name": f"{masks.name}/rebound"}).encode(),
+    }
+    for path, data in asked.items():
+        for prefix in ("", "/api"):
+            status, found = ask(client, prefix + path, data=data, headers=headers)
+            assert status == 403 and list(found) == ["error"] and "--listen" in found["error"]
+    assert not list(masks.glob("rebound*"))
+
+
 def test_an_embedded_mask_runs_and_a_bad_one_is_refused_before_it(client, mask):
     def prompt(text):
         return {

@@ -1,5 +1,6 @@
 """Load and Save Memorization Mask, and the demo's score, on real ComfyUI."""
 
+import asyncio
 import errno
 import os
 import pickle
@@ -57,7 +58,7 @@ def test_names_from_a_graph_cannot_leave_the_folder(demo, folder, name):
     check(LoadMask.execute, name)
     check(LoadMask.fingerprint_inputs, name)
     check(SaveMask.execute, demo.mask(), name, True)
-    for message in (LoadMask.validate_inputs(name), SaveMask.validate_inputs(name)):
+    for message in (asyncio.run(LoadMask.validate_inputs(name)), SaveMask.validate_inputs(name)):
         assert "expected a plain name" in message and repr(name) in message
     assert {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")} == outside
 
@@ -95,9 +96,9 @@ BAD_FILES = {
 def test_a_file_that_is_no_good_mask_is_named_with_the_reason(demo, folder, change, reason):
     SaveMask.execute(demo.mask(), "good", True)
     data = (folder / "good.safetensors").read_bytes()
-    assert LoadMask.validate_inputs("good.safetensors") is True
+    assert asyncio.run(LoadMask.validate_inputs("good.safetensors")) is True
     (folder / "bad.safetensors").write_bytes(change(data))
-    message = LoadMask.validate_inputs("bad.safetensors")
+    message = asyncio.run(LoadMask.validate_inputs("bad.safetensors"))
     assert message.startswith(str(folder / "bad.safetensors")) and reason in message
     # a name that another node chose is only checked when the node runs
     with pytest.raises(MaskFileError, match="bad.safetensors") as caught:
@@ -109,7 +110,7 @@ def test_a_file_that_is_no_good_mask_is_named_with_the_reason(demo, folder, chan
     ("name", "reason"), [("absent.safetensors", "There is no mask"), (5, "No mask is chosen"), ("", "No mask")]
 )
 def test_a_mask_that_is_not_there_is_said_with_what_to_do(name, reason):
-    message = LoadMask.validate_inputs(name)
+    message = asyncio.run(LoadMask.validate_inputs(name))
     assert reason in message and "press R" in message
     with pytest.raises(MaskFileError, match=reason):
         LoadMask.execute(name)

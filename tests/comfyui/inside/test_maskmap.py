@@ -1,5 +1,6 @@
 """Mask Map and Embedded Mask on real ComfyUI: pictures pixel by pixel, parts of masks, and models that compute with them."""
 
+import asyncio
 import itertools
 import re
 from pathlib import Path
@@ -147,11 +148,13 @@ def test_the_node_takes_subspaces():
 def test_an_embedded_mask_is_the_mask(demo):
     mask = demo.mask()
     text = masktext.to_text(mask)
-    assert EmbeddedMask.validate_inputs(text) is True and EmbeddedMask.validate_inputs(None) is True
+    assert asyncio.run(EmbeddedMask.validate_inputs(text)) is True and asyncio.run(EmbeddedMask.validate_inputs(None)) is True
     out = EmbeddedMask.execute(text)
     assert out.args[0].digest() == mask.digest() and out.args[0].info == mask.info
     assert mask.digest() in out.ui.as_dict()["text"][0]
     assert torch.equal(demo.sample(apply_mask(demo.model, out.args[0])), demo.sample(apply_mask(demo.model, mask)))
-    assert "cut off" in EmbeddedMask.validate_inputs(text[:-1]) and "is empty" in EmbeddedMask.validate_inputs("")
+    assert "cut off" in asyncio.run(EmbeddedMask.validate_inputs(text[:-1])) and "is empty" in asyncio.run(
+        EmbeddedMask.validate_inputs("")
+    )
     with pytest.raises(MaskFileError, match="damaged|cut off"):
         EmbeddedMask.execute(text[:-3] + ("AAA" if text[-3:] != "AAA" else "BBB"))

@@ -1,5 +1,7 @@
 """Subspace forgetting inside real ComfyUI: learned, applied, moved, saved and loaded; LoRAs, restoring, errors."""
 
+import asyncio
+
 import folder_paths
 import pytest
 import torch
@@ -102,7 +104,7 @@ def test_moved_saved_and_loaded(demo, learned, tmp_path, monkeypatch):
     assert "energy given up on neutral prompts: 2.00%" in moved.ui.as_dict()["text"][0]
     assert moved.args[0].off_share() > learned.off_share()
     SaveMask.execute(moved.args[0], "sub", False)
-    assert LoadMask.validate_inputs("sub_00001.safetensors") is True
+    assert asyncio.run(LoadMask.validate_inputs("sub_00001.safetensors")) is True
     again = LoadMask.execute("sub_00001.safetensors").args[0]
     assert again.digest() == moved.args[0].digest()
     expected = demo.sample(apply(demo.model, moved.args[0])[0])
