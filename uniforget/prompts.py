@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from itertools import zip_longest
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import PromptFileError
+from .untrusted import parse_json
 
 MAX_PROMPTS = 100_000
 MAX_CHARACTERS = 2_000  # of one prompt
-MAX_BYTES = 64 << 20  # of a file
+MAX_BYTES = 16 << 20  # of a file
+MAX_LINES = 500_000  # with those that hold nothing
+MAX_LINE = 256 << 10  # characters of a JSON line, which can hold other things beside its prompt
 KEYS = ("prompt", "text")  # of a JSON object; the first one that is there counts
 JSONL_ENDINGS = (".jsonl", ".ndjson")
 
@@ -25,7 +29,7 @@ _LIKE_JSON = re.compile(r'\{\s*("|\}|$)|\[\s*("|\{|$)')  # but not {day|night} a
 def neutral_prompts() -> list[str]:
     """The bundled prompts of ``neutral.txt``. Its headings take turns: the first n are about as varied as n can be."""
     text = Path(__file__).with_name("neutral.txt").read_text(encoding="utf-8")
-    turns = zip_longest(*(parse_prompts(block, "neutral.txt") for block in text.split("\n\n")))
+    turns = itertools.zip_longest(*(parse_prompts(block, "neutral.txt") for block in text.split("\n\n")))
     return [prompt for turn in turns for prompt in turn if prompt]
 
 
@@ -72,12 +76,14 @@ def parse_prompts(text: str, name: str = "prompts", jsonl: bool | None = None) -
     Raises:
         PromptFileError: a line is no prompt; the message tells which.
     """
-    lines = [(number, line.strip()) for number, line in enumerate(_LINE_END.split(text.replace("\ufeff", "")), 1)]
-    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    lines = _lines(text, name)
+    first = next(lines, None)
+    if first is None:
+        return []
     if jsonl is None:
-        jsonl = bool(lines) and _is_json(lines[0][1])
+        jsonl = _is_json(first[1])
     prompts: dict[str, None] = {}
-    for number, line in lines:
+    for number, line in itertools.chain([first], lines):
         where = f"{name}, line {number}"
         if not jsonl and _LIKE_JSON.match(line):
             raise PromptFileError(f"{where}: expected plain text; found JSON: {_short(line)}. Write all lines as JSON, or none.")
@@ -87,6 +93,26 @@ def parse_prompts(text: str, name: str = "prompts", jsonl: bool | None = None) -
     return list(prompts)
 
 
+def _lines(text: str, name: str) -> Iterator[tuple[int, str]]:
+    """``(number, line)`` of each line that holds something, one after the other: a list of all could be many times the text."""
+    if len(text) > MAX_BYTES or _ends(text) > MAX_LINES:
+        raise PromptFileError(
+            f"{name}: expected at most {MAX_BYTES >> 20} MiB and {MAX_LINES:,} lines; found {len(text):,} characters and {_ends(text):,} line "
+            "ends. Is it another kind of text?"
+        )
+    start = 0
+    for number, end in enumerate(itertools.chain(_LINE_END.finditer(text), [None]), 1):
+        line = text[start : end.start() if end else len(text)].replace("\ufeff", "").strip()
+        if line and not line.startswith("#"):
+            yield number, line
+        start = end.end() if end else len(text)
+
+
+def _ends(text: str) -> int:
+    """How many lines end in `text`."""
+    return text.count("\n") + text.count("\r") - text.count("\r\n")
+
+
 def _decode(data: bytes, path: Path) -> str:
     save = "Save the file as UTF-8."
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -94,7 +120,7 @@ def _decode(data: bytes, path: Path) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = len(_LINE_END.split(data[: error.start].decode("utf-8")))
+        line = _ends(data[: error.start].decode("utf-8")) + 1
         found = f"the byte 0x{data[error.start]:02x}"
         raise PromptFileError(f"{path}, line {line}: expected text in UTF-8; found {found}, which is not. {save}") from None
 
@@ -104,15 +130,15 @@ def _is_json(line: str) -> bool:
     if _LIKE_JSON.match(line):
         return True
     try:
-        return isinstance(json.loads(line), str)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(line, MAX_LINE), str)
+    except ValueError:
         return False
 
 
 def _from_json(line: str, where: str) -> str:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line, MAX_LINE)
+    except ValueError as error:
         why = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise PromptFileError(
             f"{where}: expected a JSON object or string, as the lines of a JSONL file are; found {_short(line)}, which is not valid "

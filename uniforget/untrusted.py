@@ -18,8 +18,9 @@ from typing import Any
 
 # Characters of one text of a mask's information (base model, preset, extra notes, ...); how many extra notes, and of the name of one.
 TEXT, EXTRAS, EXTRA_NAME = 2_000, 64, 80
-# Bytes of a safetensors header, and values in it. The largest models have about 5,000 tensors, which take 1 MB.
-HEADER, HEADER_VALUES = 8 << 20, 1 << 20
+# Bytes of a safetensors header, values and tensors in it, and characters of a tensor's name. The largest models have about 5,000
+# tensors, which take 1 MB; the rest is room for what is noted beside them.
+HEADER, HEADER_VALUES, TENSORS, TENSOR_NAME = 8 << 20, 1 << 20, 16_384, 256
 # Controls, line and paragraph separators, halves of surrogate pairs, and what is not seen or turns the direction of writing: with these
 # a value could forge lines of output, steer a terminal, or look like another value.
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]")

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -316,9 +317,28 @@ def test_limits(tmp_path, monkeypatch):
         read_prompts(file)
     assert parse_prompts("x" * module.MAX_CHARACTERS) == ["x" * module.MAX_CHARACTERS]
     monkeypatch.setattr(module, "MAX_BYTES", 1 << 20)
-    file.write_bytes(b"a\n" * (1 << 19))
-    assert read_prompts(file) == ["a"]
+    file.write_bytes(b"aaa\n" * (1 << 18))
+    assert read_prompts(file) == ["aaa"]
     with file.open("ab") as f:
         f.write(b"\n")
     with pytest.raises(PromptFileError, match="many.txt: expected at most 1 MiB of prompts; found more."):
         read_prompts(file)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_lines_that_hold_nothing_are_counted_and_not_kept(end):
+    text = f"a chair{end * 400_000}a table"
+    tracemalloc.start()
+    assert parse_prompts(text) == ["a chair", "a table"]
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    with pytest.raises(PromptFileError, match=r"at most 16 MiB and 500,000 lines; found .* and 500,001 line ends"):
+        parse_prompts(end * 500_001)
+    with pytest.raises(PromptFileError, match="line 400001: "):
+        parse_prompts(f"a chair{end * 400_000}" + '{"a": 1}')
+
+
+def test_long_and_deep_json_is_refused():
+    for line in ("[" * 200_000, '{"prompt": "a", "more": "' + "x" * module.MAX_LINE + '"}'):
+        with pytest.raises(PromptFileError, match=r"line 1: expected a JSON object or string.*(nested too deeply|is the most)"):
+            parse_prompts(line, jsonl=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__
+from .. import __version__, untrusted
 from ..errors import MismatchError, ModelFileError, SettingError
 from ..mask.info import MaskSet
 from ..model.detect import detect
@@ -24,8 +23,8 @@ from .fileplan import Steps, Use, changes
 from .safefile import Change, Header
 
 NOTE = "uniforget_compact"
-# What a file of strangers may grow to when it is loaded.
-LARGEST_SIDE, LARGEST_GROWTH = 1 << 18, 32
+# What a file of strangers may grow to when it is loaded, in numbers of its own, and how many rows and columns may be told one by one.
+LARGEST_SIDE, LARGEST_GROWTH, MOST_UNITS = 1 << 18, 8, 8 << 20
 
 
 def save(
@@ -124,17 +123,19 @@ def read(header: Header) -> tuple[str, Plan]:
     if NOTE not in header.metadata:
         raise ModelFileError(f"{header.path}: this is no compact model. Load it with ComfyUI's own loaders.")
     try:
-        note = json.loads(header.metadata[NOTE])
-        prefix = str(note["prefix"])
-        cuts = {str(path): _unpacked(str(path), entry) for path, entry in note["cuts"].items()}
+        note = untrusted.parse_json(header.metadata[NOTE], untrusted.HEADER)
+        prefix, entries = str(note["prefix"]), note["cuts"]
+        untrusted.at_most(_told(entries), MOST_UNITS, "rows and columns in its note")
+        cuts = {}
+        for path, entry in entries.items():
+            cuts[path] = cut = _unpacked(path, entry)
+            shape = header.entries[f"{prefix}{path}.weight"].shape
+            if shape != cut.kept:
+                raise ValueError(f"{path:.200} is {list(shape)} in the file and {list(cut.kept)} in its note")
         heads, hidden = ({str(p): int(n) for p, n in note[name].items()} for name in ("heads", "hidden"))
-        for path, cut in cuts.items():
-            entry = header.entries[f"{prefix}{path}.weight"]
-            if entry.shape != cut.kept:
-                raise ValueError(f"{path} is {list(entry.shape)} in the file and {list(cut.kept)} in its note")
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelFileError(
-            f"{header.path}: what was cut out of this model cannot be read ({error}). Make the file anew."
+            f"{header.path}: what was cut out of this model cannot be read ({error!s:.300}). Make the file anew."
         ) from error
     grown = sum(math.prod(cut.size) for cut in cuts.values())
     if grown > LARGEST_GROWTH * max(1, sum(math.prod(e.shape) for e in header.entries.values())):
@@ -144,17 +145,22 @@ def read(header: Header) -> tuple[str, Plan]:
     return prefix, Plan(cuts, heads, hidden)
 
 
+def _told(entries: Mapping[str, Any]) -> int:
+    """How many rows and columns a note tells one by one, by the lengths of its texts."""
+    return sum(6 * len(entry[name]) for entry in entries.values() for name in ("rows", "columns") if name in entry)
+
+
 def _unpacked(path: str, entry: Mapping[str, Any]) -> Cut:
     out, into = (int(n) for n in entry["size"])
     if not (0 < out <= LARGEST_SIDE and 0 < into <= LARGEST_SIDE):
-        raise ValueError(f"{path} has a size of {out} x {into}")
+        raise ValueError(f"{path:.200} has a size of {out} x {into}")
     kept: dict[str, torch.Tensor | None] = {}
     for name, size in (("rows", out), ("columns", into)):
         kept[name] = None
         if name in entry:
             data = np.frombuffer(base64.b64decode(entry[name], validate=True), np.uint8)
             if len(data) != (size + 7) // 8:
-                raise ValueError(f"{path} has {len(data)} bytes for {size} {name}")
+                raise ValueError(f"{path:.200} has {len(data)} bytes for {size} {name}")
             kept[name] = torch.from_numpy(np.unpackbits(data)[:size].nonzero()[0])
     return Cut(path, (out, into), kept["rows"], kept["columns"])
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .. import atomic
+from .. import atomic, untrusted
 from ..errors import ModelFileError, SettingError
 
 # What can be computed with; weights of other dtypes are copied.
@@ -94,21 +94,27 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     path = Path(path)
     try:
+        # Before the library makes thousands of objects of it.
+        length = untrusted.header_length(path)
+        with open(path, "rb") as file:
+            file.seek(8)
+            found = untrusted.parse_json(file.read(length), untrusted.HEADER)
+        untrusted.at_most(len(found), untrusted.TENSORS, "tensors")
+        for name in found:
+            if fault := untrusted.fault_of_text(name, untrusted.TENSOR_NAME):
+                raise ValueError(f"as the name of a tensor, expected {fault}")
         # The library checks lengths, dtypes, overlaps and holes.
         with safe_open(path, framework="pt") as checked:
             metadata = dict(checked.metadata() or {})
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            found = json.loads(file.read(length))
+        found.pop("__metadata__", None)
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: there is no such file. Give the path of a .safetensors model.") from error
-    except (SafetensorError, struct.error, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise ModelFileError(
             f"{path}: {_other(path) or f'expected a complete .safetensors file ({error}). Download or copy it again.'}"
         ) from error
     except OSError as error:
         raise ModelFileError(f"{path}: the file cannot be read ({error.strerror or error}).") from error
-    found.pop("__metadata__", None)
     begin = 8 + length
     entries = {}
     for name, entry in found.items():
@@ -132,7 +138,11 @@ def _other(path: Path) -> str:
 
 
 def header_bytes(header: Header, metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a file with the same tensors in the same places, and other metadata; as long for values of one length."""
+    """The first bytes of a file with the same tensors in the same places, and other metadata; as long for values of one length.
+
+    Raises:
+        ModelFileError: they would be more than :func:`read_header` reads.
+    """
     content: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, e in header.entries.items():
         content[name] = {
@@ -142,6 +152,11 @@ def header_bytes(header: Header, metadata: Mapping[str, str]) -> bytes:
         }
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > untrusted.HEADER:
+        raise ModelFileError(
+            f"{header.path}: with what is noted in it, the new file's header would take {len(text):,} bytes, and {untrusted.HEADER:,} is the "
+            "most that is read. Apply fewer soft masks to one file, or make them hard first."
+        )
     return struct.pack("<Q", len(text)) + text
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 from ..errors import FamilyError, MismatchError
 from .families import FAMILIES
@@ -15,6 +16,8 @@ from .families.schema import Alias, Family, Key, Naming
 from .families.unsupported import ATTACHED, STRANGERS, Stranger
 
 Shapes = Mapping[str, Sequence[int]]
+# Weights of an unknown model that hints are taken from: no known model has more.
+LOOKED_AT = 4096
 # The weight of a Linear in a numbered block, and its path: blocks.0.attn.qkv.weight, blocks.0.attn.in_proj_weight.
 _BLOCK_WEIGHT = re.compile(r"((?:.*\.)?\d+\.[A-Za-z_].*?)(?:\.weight|(?<=in_proj)_weight)")
 
@@ -156,6 +159,9 @@ def _line(pattern: str) -> re.Pattern[str]:
 
 def _nearest(text: str, shapes: Shapes, by_name: bool) -> tuple[Family | None, str]:
     """The family that is built most alike, else (`by_name`) the one with the most similar names; None when there is no likeness."""
+    if len(shapes) > LOOKED_AT:
+        shapes = dict(islice(shapes.items(), LOOKED_AT))
+        text = "\n".join(shapes)
 
     def share(found: Sequence[bool]) -> float:
         return sum(found) / max(1, len(found))
@@ -170,7 +176,7 @@ def _nearest(text: str, shapes: Shapes, by_name: bool) -> tuple[Family | None, s
     if likeness(best) > 0.3:
         return best, "The nearest family is"
     names = list(dict.fromkeys(re.sub(r"\d+", "0", n) for n in shapes if n.endswith(".weight")))
-    sample = names[:: max(1, len(names) // 60)]
+    sample = [n[:100] for n in names[:: max(1, len(names) // 60)]]
     examples = {f.name: [re.sub(r"\\d\+", "0", k.name).replace("\\", "") for k in (*f.keys, *f.diffusers.keys)] for f in FAMILIES}
 
     def ratio(f: Family) -> float:
