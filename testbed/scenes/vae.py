@@ -1,6 +1,6 @@
 """The testbed's autoencoder: convolutional, small, and trained here.
 
-96x96 pixels become 12x12 latents of 16 channels, each of mean 0 and deviation 1 over the training pictures. Both halves work on patches of
+96x96 pixels become 12x12 latents of 16 channels, of mean 0 and mean square 1 over the training pictures. Both halves work on patches of
 8x8 pixels and begin as principal components of them; what convolutions over neighbouring patches add to that is learned.
 
 ``python -m testbed.scenes.vae`` trains it; about ten minutes on one core.
@@ -96,12 +96,20 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def fold(self, norm):
-        """Put the normalization `norm` of the latents into the encoder."""
+        """Put the normalization `norm` of the latents into the encoder; then weigh channels by the root of what they do to pixels.
+
+        Were all channels of deviation 1, noise would hide colours no later than the finest detail, and a denoiser had to decide on all at
+        once. Weighed, it draws from coarse to fine as it does on pixels. The mean square over channels stays 1.
+        """
         deviation = (norm.running_var + norm.eps).sqrt()
+        self.encoder_linear.bias.sub_(norm.running_mean)
+        weight = self.decoder_linear.weight.flatten(1).norm(dim=0).sqrt()
+        weight = weight / weight.square().mean().sqrt()
         for last in (self.encoder_linear, self.encoder[-1]):
-            last.weight.div_(rearrange(deviation, "z -> z 1 1 1"))
-            last.bias.div_(deviation)
-        self.encoder_linear.bias.sub_(norm.running_mean / deviation)
+            last.weight.mul_(rearrange(weight / deviation, "z -> z 1 1 1"))
+            last.bias.mul_(weight / deviation)
+        for first in (self.decoder_linear, self.decoder[0]):
+            first.weight.div_(rearrange(weight, "z -> 1 z 1 1"))
 
 
 def load(path=WEIGHTS):
