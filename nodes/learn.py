@@ -1,5 +1,6 @@
 """Learn Memorization Mask."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -13,18 +14,19 @@ from comfy_api.latest import io
 
 from ..testbed.concepts import CANVAS
 from ..testbed.evaluate import learning_prompts
-from ..uniforget import __version__, config
-from ..uniforget.errors import SettingError
+from ..uniforget import __version__, atomic, config
+from ..uniforget.errors import SettingError, UniForgetError
 from ..uniforget.hosts.comfy import apply as host
 from ..uniforget.learn import Settings, curve_csv
 from ..uniforget.learn.overflow import Overflow
+from ..uniforget.mask import file as maskfile
 from ..uniforget.mask.info import MaskInfo
+from ..uniforget.mask.subspace import Subspace
 from ..uniforget.model.sites import target_kinds
 from ..uniforget.prompts import neutral_prompts, parse_prompts, prompts_hash
 from .demo import TestbedModel
 from .inputs import CATEGORY, MaskType, search, show, to_input
-from .picture import curve_picture
-from .progress import learning_bar
+from .progress import curve_image, learning_bar
 
 
 def read_prompts(text, model):
@@ -87,19 +89,36 @@ class LearnMask(io.ComfyNode):
         report, _ = learning_bar(settings.steps)
         chosen = [site for site in sites if site.kind in kinds]
         tell = lambda text: logging.info("UniForget: learning takes %s", text)  # noqa: E731
+        lines = []
+
+        def keep(found):
+            """A copy on disk, should saving the mask fail later on. Not of a subspace, which can have gigabytes."""
+            if not isinstance(found.mask, Subspace):
+                path = folder / "learned" / f"{found.mask.digest()}.safetensors"
+                lines.append(beside(path, "mask", lambda: maskfile.dumps(found.mask)))
+
         result = host.learn_mask(
-            model, chosen, positive, negative, latent, sigmas, settings, info, report, folder / "unfinished", tell
+            model, chosen, positive, negative, latent, sigmas, settings, info, report, folder / "unfinished", tell, keep
         )
         logging.info("UniForget: %s", result.mask.summary())
-        picture = torch.from_numpy(_array(curve_picture(result.curve, settings.steps)))[None]
+        image = curve_image(result.curve, settings.steps)
+        picture = torch.from_numpy(_array(image))[None] if image else torch.zeros(1, 64, 64, 3)
         table = curve_csv(result.curve)
-        lines = [result.mask.summary()]
         if result.curve:
-            path = folder / "curves" / f"{result.mask.digest()}.csv"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(table, encoding="utf-8")
-            lines.append(f"curve saved as {path}")
-        return io.NodeOutput(result.mask, picture, table, ui=show(cls, "\n".join(lines)))
+            lines.append(beside(folder / "curves" / f"{result.mask.digest()}.csv", "curve", table.encode))
+        return io.NodeOutput(result.mask, picture, table, ui=show(cls, "\n".join([result.mask.summary(), *lines])))
+
+
+def beside(path, what, content):
+    """Write a file that goes with a result but that the result is not to be lost for; returns what is said about it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # named by the mask's digest: of the very same mask
+            atomic.replace(path, content(), overwrite=False)
+        return f"{what} saved as {path}"
+    except (OSError, UniForgetError) as error:
+        logging.warning("UniForget: the %s was not saved as %s (%s)", what, path, error)
+        return f"Careful: the {what} was not saved as {path} ({error})."
 
 
 def prepare(model, clip, prompts, values, folder):

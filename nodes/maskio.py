@@ -1,5 +1,6 @@
 """Load and Save Memorization Mask: masks in ComfyUI's models/uniforget/."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
+from ..uniforget import outputs
 from ..uniforget.errors import MaskFileError, MaskFileMissingError, SettingError
 from ..uniforget.mask import file as maskfile
 from ..uniforget.mask import files, subspacefile
@@ -51,43 +53,51 @@ def find_mask(name):
     raise MaskFileMissingError(f"There is no mask {name!r} in {_folder()}. Put the file there and press R, or choose another.")
 
 
-def target_path(filename_prefix, overwrite, inside=None, extension=EXTENSION):
-    """Where a mask (or, `inside` another folder, something else) called `filename_prefix` is saved; makes the folders on the way.
+@contextlib.contextmanager
+def saving_as(filename_prefix, overwrite=False, inside=None, extension=EXTENSION):
+    """Where a mask (or, `inside` another folder, something else) called `filename_prefix` is to be saved; makes the folders on the way.
 
-    ``name.safetensors`` (or another `extension`) with `overwrite`, else ``name_00001.safetensors`` or the next free number.
+    ``name.safetensors`` (or another `extension`) with `overwrite`, else ``name_00001.safetensors`` or the next free number, which nobody else
+    gets as long as this lasts. See :mod:`uniforget.outputs` for what is overwritten.
 
     Raises:
-        SettingError: the name leads out of the folder, or cannot be a file name.
+        SettingError: the name leads out of the folder, cannot be a file name, or is of a file that UniForget did not write.
         MaskFileError: the folder cannot be made or read.
     """
-    name = str(filename_prefix).strip()
-    inside = inside or _folder()
-    name = name[: -len(extension)] if name.lower().endswith(extension) else name
-    parts = _parts(name, "filename_prefix", _is_plain, inside)
-    folder = Path(inside, *parts[:-1])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = os.listdir(folder)
-    except OSError as error:
-        raise MaskFileError(
-            f"{folder}: nothing was saved, its folder cannot be made or read ({error.strerror}). "
-            "Free space, allow writing there, or choose another name."
-        ) from error
-    if overwrite:
-        return folder / f"{parts[-1]}{extension}"
-    # Case counts for no more than on the file systems that ignore it.
-    pattern = re.compile(re.escape(parts[-1]) + r"_([0-9]{1,9})" + re.escape(extension), re.IGNORECASE)
-    numbers = [int(match[1]) for match in map(pattern.fullmatch, taken) if match]
-    return folder / f"{parts[-1]}_{max(numbers, default=0) + 1:05}{extension}"
+    folder, name = _target(filename_prefix, inside, extension)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{name}{extension}"
+            if not overwrite:
+                path = stack.enter_context(outputs.numbered(folder, name, extension))
+        except OSError as error:
+            raise MaskFileError(
+                f"{folder}: nothing was saved, its folder cannot be made or read ({error.strerror}). "
+                "Free space, allow writing there, or choose another name."
+            ) from error
+        outputs.check(path, overwrite, ending=extension)
+        yield path
 
 
-def check_name(filename_prefix, inside=None):
-    """Refuse what :func:`target_path` would refuse, before anything runs.
+def check_name(filename_prefix, inside=None, overwrite=False, extension=EXTENSION):
+    """Refuse what :func:`saving_as` would refuse, before anything runs.
 
     Raises:
-        SettingError: the name leads out of the folder, or cannot be a file name.
+        SettingError: the name leads out of the folder, cannot be a file name, or is of a file that UniForget did not write.
     """
-    _parts(str(filename_prefix).strip(), "filename_prefix", _is_plain, inside)
+    folder, name = _target(filename_prefix, inside, extension)
+    path = folder / f"{name}{extension}"
+    if overwrite and os.path.lexists(path):
+        outputs.check(path, True, ending=extension)
+
+
+def _target(filename_prefix, inside, extension):
+    """Folder and name, without ending, that `filename_prefix` stands for."""
+    name, inside = str(filename_prefix).strip(), inside or _folder()
+    name = name[: -len(extension)] if name.lower().endswith(extension) else name
+    parts = _parts(name, "filename_prefix", _is_plain, inside)
+    return Path(inside, *parts[:-1]), parts[-1]
 
 
 def _folder():
@@ -191,7 +201,7 @@ class SaveMask(io.ComfyNode):
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
-                    tooltip="Off: each save gets a new number (my_mask_00001). On: my_mask is replaced every time.",
+                    tooltip="Off: each save gets a new number (my_mask_00001). On: my_mask is replaced every time, if UniForget made it.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -201,11 +211,11 @@ class SaveMask(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix):
-        return valid(check_name, filename_prefix)
+    def validate_inputs(cls, filename_prefix, overwrite=False):
+        return valid(check_name, filename_prefix, None, overwrite)
 
     @classmethod
     def execute(cls, mask, filename_prefix, overwrite):
-        path = target_path(filename_prefix, overwrite)
-        files.save(mask, path)
+        with saving_as(filename_prefix, overwrite) as path:
+            files.save(mask, path, overwrite)
         return io.NodeOutput(mask, ui=show(cls, f"saved as {path}\n{mask.summary()}"))

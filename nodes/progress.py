@@ -1,5 +1,7 @@
 """The node's progress bar while something is learned, with the learning curve as its preview."""
 
+import logging
+
 import comfy.model_management
 import comfy.utils
 
@@ -23,6 +25,16 @@ def learning_bar(steps):
             return
         curve.append(progress)
         often = progress.step % max(1, steps // PICTURES) == 0
-        bar.update_absolute(LOOKING + progress.step, total, ("JPEG", curve_picture(curve, steps), SIZE) if often else None)
+        image = curve_image(curve, steps) if often else None
+        bar.update_absolute(LOOKING + progress.step, total, ("JPEG", image, SIZE) if image else None)
 
     return report, curve
+
+
+def curve_image(curve, steps):
+    """The picture of a learning curve; None if it cannot be drawn, which learning is not to fail for."""
+    try:
+        return curve_picture(curve, steps)
+    except Exception:
+        logging.warning("UniForget: the learning curve cannot be drawn", exc_info=True)
+        return None

@@ -20,7 +20,7 @@ from ..uniforget.model.sites import match_sites
 from ..uniforget.prompts import prompts_hash
 from .inputs import CATEGORY, MaskType, search, show, to_input, valid
 from .learn import prepare, read_prompts
-from .maskio import check_name, target_path
+from .maskio import check_name, saving_as
 from .progress import learning_bar
 
 
@@ -85,12 +85,19 @@ class RecoverQuality(io.ComfyNode):
         report, _ = learning_bar(settings.steps)
         about = f"{host.base_fingerprint(model)} {prompts_hash(prompts)}"
 
+        paths = []
+
+        def save(lora):
+            with saving_as(filename_prefix, inside=lora_folder()) as path:
+                lorafile.save(lora, path, overwrite=False)
+            paths.append(path)
+
         def run(found):
-            return recover(found, gates, settings, values["rank"], report, folder / "unfinished", subspace=subspace, about=about)
+            unfinished = folder / "unfinished"
+            return recover(found, gates, settings, values["rank"], report, unfinished, subspace=subspace, about=about, save=save)
 
         lora = host.loaded(model, matched, positive, negative, latent, sigmas, settings.batch, run)
-        path = target_path(filename_prefix, False, lora_folder())
-        lorafile.save(lora, path)
+        [path] = paths
         text = f"saved as {path}\ndifference to the original on neutral prompts: {lora.curve[0].reconstruction:.4f} -> {lora.curve[-1].reconstruction:.4f}"
         logging.info("UniForget: %s", text)
         model = host.apply_mask(model, gates) if gates else model

@@ -25,7 +25,7 @@ from .compare import need_pictures, notes, pairs
 from .demo import BUNDLED, DemoModel
 from .inputs import CATEGORY, MaskType, search, show, valid
 from .mappicture import mask_picture
-from .maskio import check_name, target_path
+from .maskio import check_name, saving_as
 from .sidebyside import to_pil
 
 EXTENSION = ".html"
@@ -108,7 +108,7 @@ class Report(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix):
-        return valid(check_name, filename_prefix, folder_paths.get_output_directory())
+        return valid(check_name, filename_prefix, folder_paths.get_output_directory(), False, EXTENSION)
 
     @classmethod
     def execute(
@@ -167,13 +167,13 @@ def save(text, filename_prefix):
         SettingError: the name leads out of the output folder.
         ReportFileError: it could not be written. Nothing half-written is left.
     """
-    path = target_path(filename_prefix, False, folder_paths.get_output_directory(), EXTENSION)
-    try:
-        atomic.replace(path, text.encode("utf-8"))
-    except OSError as error:
-        raise ReportFileError(
-            f"{path}: the report was not saved ({error.strerror or error}). Free space, allow writing there, or choose another name."
-        ) from error
+    with saving_as(filename_prefix, inside=folder_paths.get_output_directory(), extension=EXTENSION) as path:
+        try:
+            atomic.replace(path, text.encode("utf-8"), overwrite=False)
+        except OSError as error:
+            raise ReportFileError(
+                f"{path}: the report was not saved ({error.strerror or error}). Free space, allow writing there, or choose another name."
+            ) from error
     return path
 
 

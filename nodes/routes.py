@@ -7,7 +7,6 @@ Host that it asks for (:func:`expected_host`).
 """
 
 import ipaddress
-import threading
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -20,13 +19,11 @@ from ..uniforget.mask import subspacefile
 from ..uniforget.mask import text as masktext
 from ..uniforget.model.detect import family
 from .guard import BusyError, aside, told
-from .maskio import check_name, find_mask, target_path
+from .maskio import check_name, find_mask, saving_as
 
 # A name and JSON's own characters beside the text.
 MOST_BODY = masktext.MAX_TEXT + (64 << 10)
 LONGEST_NAME = 1000
-# Two saves at once must not choose the same number.
-_saving = threading.Lock()
 
 
 def register_routes():
@@ -102,9 +99,8 @@ def _save(body):
         )
     check_name(name)
     mask = masktext.from_text(body["text"])
-    with _saving:
-        path = target_path(name, overwrite=False)
-        maskfile.save(mask, path)
+    with saving_as(name) as path:
+        maskfile.save(mask, path, overwrite=False)
     parts = name.strip().replace("\\", "/").split("/")[:-1]
     return {"name": "/".join([*parts, path.name]), "summary": summary(mask)}
 

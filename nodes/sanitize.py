@@ -18,7 +18,7 @@ from ..uniforget.errors import ModelFileError, SettingError
 from ..uniforget.hosts.comfy.compact import load
 from ..uniforget.mask.subspace import Subspace
 from .inputs import CATEGORY, MaskType, search, show, to_input, valid
-from .maskio import EXTENSION, check_name, target_path
+from .maskio import EXTENSION, check_name, saving_as
 
 # ComfyUI's folders of models that hold a denoiser; it looks for models in the output folder's folders of these names, too.
 FOLDERS = ("checkpoints", "diffusion_models")
@@ -81,7 +81,9 @@ class SaveSanitized(io.ComfyNode):
                     tooltip="Also cut out what the mask switches off: a smaller, faster file, which only Load Compact Model can load. Strength 1, gates only.",
                 ),
                 io.Boolean.Input(
-                    "overwrite", default=False, tooltip="Off: each save gets a new number. On: the file is replaced every time."
+                    "overwrite",
+                    default=False,
+                    tooltip="Off: each save gets a new number. On: the file is replaced every time, if UniForget made it.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -91,9 +93,10 @@ class SaveSanitized(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name, filename_prefix):
+    def validate_inputs(cls, model_name, filename_prefix, overwrite=False):
         wrong = valid(find_model, model_name)
-        return valid(check_name, filename_prefix, folder_paths.get_output_directory()) if wrong is True else wrong
+        folder = os.path.join(folder_paths.get_output_directory(), str(model_name).partition("/")[0])
+        return valid(check_name, filename_prefix, folder, overwrite) if wrong is True else wrong
 
     @classmethod
     def execute(
@@ -114,7 +117,14 @@ class SaveSanitized(io.ComfyNode):
         for kind, value in per_kind.items():
             config.APPLY[f"strength_{kind}"].check(value)
         source, folder = find_model(model_name)
-        target = target_path(filename_prefix, overwrite, os.path.join(folder_paths.get_output_directory(), folder))
+        inside = os.path.join(folder_paths.get_output_directory(), folder)
+        with saving_as(filename_prefix, overwrite, inside) as target:
+            lines = cls.write(source, target, mask, mask_b, strength, per_kind, compact, overwrite)
+        return io.NodeOutput(str(target), ui=show(cls, "\n".join([f"saved as {target}", *lines])))
+
+    @classmethod
+    def write(cls, source, target, mask, mask_b, strength, per_kind, compact, overwrite):
+        """Write the file; returns what is said about it."""
         bar = comfy.utils.ProgressBar(1000)
 
         def report(done, of):
@@ -127,15 +137,13 @@ class SaveSanitized(io.ComfyNode):
                     "Setting 'compact': only one mask of gates at strength 1 (all strengths) can be cut out. Switch it off, or set them to 1."
                 )
             found = compactfile.save(source, target, mask, 64, overwrite, report)
-            lines = [f"saved as {target}", *cut_report(found), mask.summary()]
-            return io.NodeOutput(str(target), ui=show(cls, "\n".join(lines)))
+            return [*cut_report(found), mask.summary()]
         uses = [Use(one, strength, per_kind) for one in (mask, mask_b) if one is not None]
         done = sanitize(source, target, uses, overwrite, report)
         for caution in done.cautions:
             logging.warning("UniForget: %s", caution)
-        lines = [f"saved as {target}", f"{done.changed} tensors changed, {done.kept} as they were", *done.cautions]
-        lines += [f"strength {strength:g}: {use.learned.summary().splitlines()[0]}" for use in uses]
-        return io.NodeOutput(str(target), ui=show(cls, "\n".join(lines)))
+        strengths = [f"strength {strength:g}: {use.learned.summary().splitlines()[0]}" for use in uses]
+        return [f"{done.changed} tensors changed, {done.kept} as they were", *done.cautions, *strengths]
 
 
 class LoadCompact(io.ComfyNode):

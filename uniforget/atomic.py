@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
 import shutil
@@ -22,6 +23,8 @@ except ImportError:  # Windows, where a file that is open cannot be removed
 
 START, TEMPORARY, LOCK, ASIDE = ".uniforget-", ".tmp", ".lock", ".old"
 _NO_REPLACE, _EXCHANGE, _HERE = 1, 2, -100  # renameat2's flags; AT_FDCWD
+# What disks that have no hard links say.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EMLINK, errno.EOPNOTSUPP, getattr(errno, "ENOTSUP", errno.EOPNOTSUPP)}
 # What this process holds: some network file systems grant a process its own locks again.
 _own: set[Path] = set()
 
@@ -61,7 +64,7 @@ def replace_by(path: Path, write: Callable[[Path], None], overwrite: bool = True
             _place(temporary, path)
 
 
-def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
+def replace_folder(path: Path, fill: Callable[[Path], None], overwrite: bool = True) -> None:
     """Put at `path`, in one step, the folder that `fill` fills. One that is there is swapped with it, and removed only then.
 
     Raises:
@@ -71,6 +74,8 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
         fill(temporary)
         if not os.path.lexists(path):
             os.rename(temporary, path)
+        elif not overwrite:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         elif not _rename(temporary, path, _EXCHANGE):
             _swap(temporary, path)
 
@@ -83,25 +88,29 @@ def held(path: Path) -> Iterator[None]:
         BlockingIOError: another run holds it.
         OSError: it cannot be made.
     """
-    while True:
-        if path in _own or (os.path.lexists(path) and not _remove_dead(path)):
-            raise BlockingIOError(f"{path} is held by another run.")
-        with contextlib.suppress(FileExistsError):
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            if _lock(lock, path):
-                break
-            os.close(lock)
+    if path in _own:
+        raise BlockingIOError(f"{path} is held by this run.")
+    lock = None
     _own.add(path)
     try:
+        while lock is None:
+            if os.path.lexists(path) and not _remove_dead(path):
+                raise BlockingIOError(f"{path} is held by another run.")
+            with contextlib.suppress(FileExistsError):
+                lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                if not _lock(lock, path):
+                    os.close(lock)
+                    lock = None
         yield
     finally:
-        if os.name == "nt":
-            os.close(lock)
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        if os.name != "nt":
-            os.close(lock)
         _own.discard(path)
+        if lock is not None:
+            if os.name == "nt":  # which removes no file that is open
+                os.close(lock)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            if os.name != "nt":
+                os.close(lock)
 
 
 def sweep(folder: Path) -> None:
@@ -111,6 +120,8 @@ def sweep(folder: Path) -> None:
     except OSError:
         return
     for path in found:
+        if path in _own:
+            continue
         if path.suffix in (TEMPORARY, LOCK):
             _remove_dead(path)
         elif path.suffix == ASIDE and (lock := _take(path)) is not None:
@@ -127,15 +138,13 @@ def sweep(folder: Path) -> None:
 def _temporary(folder: Path, make: Callable[[Path], int | None]) -> Iterator[Path]:
     """A new file or folder in `folder` that nobody else touches; removed afterwards, if it still has this name."""
     sweep(folder)
-    while True:
-        # Short, so that every name that the disk allows can be saved.
-        path = folder / f"{START}{secrets.token_hex(6)}{TEMPORARY}"
-        _own.add(path)
-        lock = make(path)
-        if lock is None or _lock(lock, path):
-            break
-        os.close(lock)
+    lock: int | None = None
+    # Short, so that every name that the disk allows can be saved.
+    path = folder / f"{START}{secrets.token_hex(6)}{TEMPORARY}"
+    _own.add(path)
     try:
+        while (lock := make(path)) is not None and not _lock(lock, path):
+            os.close(lock)
         yield path
     finally:
         _discard(path)
@@ -171,7 +180,7 @@ def _lock(lock: int, path: Path) -> bool:
 
 def _take(path: Path) -> int | None:
     """The lock of what a dead run left; None: somebody holds it, or nobody can tell."""
-    if fcntl is None or path in _own:
+    if fcntl is None:
         return None
     for mode in (os.O_RDWR, os.O_RDONLY):  # folders cannot be opened for writing
         try:
@@ -192,7 +201,7 @@ def _take(path: Path) -> int | None:
 def _remove_dead(path: Path) -> bool:
     """Remove what a dead run left; False: it is alive, or nobody can tell."""
     if fcntl is None:
-        if path in _own or (path.suffix == TEMPORARY and time.time() - path.stat().st_mtime < 24 * 3600):
+        if path.suffix == TEMPORARY and time.time() - path.stat().st_mtime < 24 * 3600:
             return False
         _discard(path)
         return not os.path.lexists(path)
@@ -219,9 +228,9 @@ def _place(temporary: Path, path: Path) -> None:
         return
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # no hard links on this disk
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
         if not _rename(temporary, path, _NO_REPLACE):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             os.replace(temporary, path)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from . import __version__, atomic
+from . import __version__, atomic, untrusted
 from .errors import SettingError
 
 # Keys of safetensors metadata that begin with it are our note.
@@ -169,6 +169,7 @@ def _file_problem(path: Path, begins: bytes) -> str:
     """Why a file may not be overwritten; "": it carries our note."""
     if path.suffix == ".safetensors":
         try:
+            untrusted.header_length(path)
             with safe_open(path, framework="numpy") as file:
                 if any(key.startswith(MARK) for key in file.metadata() or {}):
                     return ""
@@ -185,11 +186,12 @@ def _folder_problem(path: Path, inputs: Iterable[Path]) -> str:
     """Why a folder may not be overwritten; "": its note lists everything in it, and no input is among that."""
     note = path / FOLDER_NOTE
     try:
-        if note.is_symlink() or not note.is_file() or note.stat().st_size > LARGEST_NOTE:
+        if note.is_symlink() or not note.is_file():
             return f"UniForget left no note ({FOLDER_NOTE}) in this folder"
-        listed = json.loads(note.read_text(encoding="utf-8"))["files"]
+        with open(note, "rb") as file:
+            listed = untrusted.parse_json(file.read(LARGEST_NOTE + 1), LARGEST_NOTE)["files"]
         known = {name for name in listed if isinstance(name, str)}
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         return f"UniForget's note ({FOLDER_NOTE}) in this folder is damaged"
     # A mount can lead to a part of this folder under names that do not tell.
     read = {_identity(part) for one in inputs for part in _around(one)}

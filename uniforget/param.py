@@ -37,7 +37,8 @@ class Param:
         Raises:
             SettingError: it has another type or is out of range.
         """
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        # Not isfinite of an int, which can be too large for it.
+        number = (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and math.isfinite(value))
         valid = {
             "float": number,
             "int": number and value == int(value),

@@ -12,6 +12,7 @@ import torch
 
 from tests.unit.tiny import TinyModel, info
 from uniforget.errors import LearnError
+from uniforget.hosts.diffusers.apply import layers_of
 from uniforget.learn import Settings, learn, state, teacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +21,12 @@ SETTINGS = Settings(beta=300.0, steps=10, batch=4, noises=1, cfg=2.0, learning_r
 
 def small():
     return TinyModel(prompts=4, steps=2)
+
+
+def with_layers():
+    model = small()
+    model.layers = layers_of(model.transformer)[1]
+    return model
 
 
 class Cancelled(Exception):
@@ -164,4 +171,58 @@ def test_large_recordings_live_in_files_and_are_used_again(tmp_path, monkeypatch
     stages = []
     found = learn(small(), SETTINGS, info(), lambda p: stages.append(p.stage), tmp_path)
     assert "teacher" not in stages and same(found, expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_that_could_not_be_saved_is_not_learned_again(tmp_path):
+    expected = learn(small(), SETTINGS, info())
+
+    def full(result):
+        assert same(result, expected)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        learn(small(), SETTINGS, info(), folder=tmp_path, save=full)
+    seen, saved = [], []
+
+    def save(result):
+        saved.append(result)
+        assert list(tmp_path.glob("*.unfinished.safetensors")), "what was kept is removed after the result is saved"
+
+    report = lambda p: seen.append(p.step) if p.stage == "learning" else None  # noqa: E731
+    found = learn(small(), SETTINGS, info(), report, tmp_path, save=save)
+    assert not seen and same(found, expected) and saved == [found]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_subspace_that_could_not_be_saved_is_not_watched_again(tmp_path):
+    settings = Settings(**{**vars(SETTINGS), "objective": "subspace"})
+
+    def full(result):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        learn(with_layers(), settings, info(), folder=tmp_path, save=full)
+    seen = []
+    found = learn(with_layers(), settings, info(), lambda p: seen.append(p.step), tmp_path).mask
+    wanted = learn(with_layers(), settings, info()).mask
+    assert not seen and found.shared == wanted.shared
+    for name, basis in wanted.bases.items():
+        torch.testing.assert_close(found.bases[name].energy, basis.energy)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("objective", ["stepwise", "subspace"])
+def test_the_same_learning_twice_at_once_is_refused(tmp_path, objective):
+    settings = Settings(**{**vars(SETTINGS), "objective": objective})
+    asked = []
+
+    def report(progress):
+        if not asked:
+            asked.append(1)
+            with pytest.raises(LearnError, match="the same learning is going on in another process"):
+                learn(with_layers(), settings, info(), folder=tmp_path)
+
+    expected = learn(with_layers(), settings, info())
+    assert learn(with_layers(), settings, info(), report, tmp_path).mask.digest() == expected.mask.digest() and asked
     assert not list(tmp_path.iterdir())

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__, untrusted
-from ..errors import MismatchError, ModelFileError, SettingError
+from .. import __version__, outputs, untrusted
+from ..errors import MismatchError, ModelFileError
 from ..mask.info import MaskSet
 from ..model.detect import detect
 from . import safefile
@@ -40,12 +40,10 @@ def save(
     Raises:
         ModelFileError: the source cannot be read, or the target cannot be written.
         FamilyError, MismatchError: the mask does not belong to this model.
-        SettingError: the target exists already, or `multiple` is out of range.
+        SettingError: the target may not be written (:func:`uniforget.outputs.check`), or `multiple` is out of range.
     """
-    if target.suffix != ".safetensors":
-        raise SettingError(f"{target}: expected a name that ends in .safetensors. Change it.")
-    safefile.check_target(source, target, overwrite)
     header = safefile.read_header(source)
+    outputs.check(target, overwrite, [source])
     if NOTE in header.metadata:
         raise MismatchError(f"{source}: this file is compact already. Make the original compact, with both masks combined.")
     denoiser = find_denoisers([header])[0]
@@ -86,7 +84,7 @@ def save(
         done += count
         report(done, header.size)
 
-    safefile.rewrite(header, target, wanted, lambda before, after: metadata, along, shapes)
+    safefile.rewrite(header, target, wanted, lambda before, after: metadata, along, shapes, overwrite)
     return found
 
 

@@ -24,8 +24,8 @@ def state_dict(lora: Lora, dtype: torch.dtype = torch.float16) -> dict[str, torc
     return out
 
 
-def save(lora: Lora, path: Path) -> None:
-    """Write a LoRA, in one step.
+def save(lora: Lora, path: Path, overwrite: bool = True) -> None:
+    """Write a LoRA, in one step; without `overwrite` only where no file is.
 
     Raises:
         SettingError: the name does not end in .safetensors.
@@ -47,7 +47,7 @@ def save(lora: Lora, path: Path) -> None:
         "uniforget_family": lora.info.family,
     }
     try:
-        atomic.replace(path, dumps(state, metadata))
+        atomic.replace(path, dumps(state, metadata), overwrite)
     except OSError as error:
         raise ModelFileError(
             f"{path}: the LoRA could not be saved ({error.strerror or error}). Free some space, or choose another place."

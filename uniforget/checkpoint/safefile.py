@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .. import atomic, untrusted
-from ..errors import ModelFileError, SettingError
+from ..errors import ModelFileError
 
 # What can be computed with; weights of other dtypes are copied.
 DTYPES = {
@@ -125,8 +125,11 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def _other(path: Path) -> str:
     """What is said about files of other formats; "" for those that are damaged."""
-    with open(path, "rb") as file:
-        start = file.read(4)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except (OSError, ValueError):  # a folder, or a name that no file can have
+        return ""
     if start == b"GGUF":
         return (
             "this is a GGUF model, whose packed weights cannot be rewritten. Sanitize the original .safetensors file and convert the result, or "
@@ -186,8 +189,15 @@ def mapped(header: Header) -> Iterator[Callable[[int, int], memoryview]]:
 
 
 def chunks(entry: Entry) -> Iterator[tuple[int, int, int]]:
-    """``(start, end, first row)`` of pieces of a tensor, each of whole rows; none of an empty one."""
+    """``(start, end, first row)`` of pieces of a tensor, which hold each of its bytes once; none of an empty one.
+
+    Pieces are of whole rows for the dtypes that can be computed with. In the others a row need not be whole bytes: all are row 0.
+    """
     if entry.end == entry.start:
+        return
+    if entry.dtype not in DTYPES:
+        for start in range(entry.start, entry.end, CHUNK):
+            yield start, min(start + CHUNK, entry.end), 0
         return
     rows = entry.shape[0] if entry.shape else 1
     length = (entry.end - entry.start) // rows
@@ -289,6 +299,7 @@ def rewrite(
     metadata: Callable[[str, str], Mapping[str, str]],
     report: Callable[[int], None] = lambda count: None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    overwrite: bool = False,
 ) -> tuple[str, str]:
     """Copy a file while some of its tensors change; all others stay byte for byte what they are.
 
@@ -300,6 +311,7 @@ def rewrite(
             known at the end, so the length of what it returns must not depend on them.
         report: is told how many bytes have been dealt with since the last call.
         shapes: new shapes of changed tensors that do not keep theirs.
+        overwrite: `target` may exist (:func:`uniforget.outputs.check` was asked).
 
     Returns:
         the two digests.
@@ -347,7 +359,7 @@ def rewrite(
             _write(file, final)
 
     try:
-        atomic.replace_by(target, write)
+        atomic.replace_by(target, write, overwrite)
     except OSError as error:
         raise ModelFileError(
             f"{target}: the model could not be written ({error.strerror or error}); nothing is left of it. Free some space, or choose another "
@@ -372,23 +384,7 @@ def _bytes(rows: torch.Tensor) -> memoryview:
     return rows.contiguous().view(torch.uint8).numpy().data.cast("B") if rows.numel() else memoryview(b"")
 
 
-def check_target(source: Path, target: Path, overwrite: bool) -> None:
-    """See that `target` may be written.
-
-    Raises:
-        SettingError: it exists already, or is the source.
-    """
-    if not target.exists():
-        return
-    if target.resolve() == source.resolve():
-        raise SettingError(f"{target}: this is the model itself. Choose another name.")
-    if not overwrite:
-        raise SettingError(f"{target}: this exists already. Choose another name, or allow overwriting.")
-
-
 def _room(target: Path, size: int) -> None:
-    if not target.parent.is_dir():
-        raise ModelFileError(f"{target}: its folder does not exist. Make it, or choose another place.")
     free = shutil.disk_usage(target.parent).free
     if free < size:
         raise ModelFileError(

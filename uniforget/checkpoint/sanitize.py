@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
+import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..errors import ModelFileError, SettingError
+from .. import __version__, atomic, config, outputs, untrusted
+from ..errors import ModelFileError
+from ..model.families.schema import KINDS
 from ..model.fingerprint import same_base
 from . import safefile
 from .denoiser import find_denoisers
@@ -47,22 +48,13 @@ def _marks(header: Header, names: Collection[str]) -> str:
 
 
 def marked(header: Header, note: Mapping[str, Any]) -> set[str]:
-    """Names of the tensors that a note says were changed.
-
-    Raises:
-        ModelFileError: the note is damaged.
-    """
-    try:
-        bits = int(str(note["tensors"]), 16)
-    except ValueError as error:
-        raise ModelFileError(
-            f"{header.path}: what UniForget noted in this file is damaged ({error}). Sanitize it anew."
-        ) from error
+    """Names of the tensors that a note says were changed."""
+    bits = int(note["tensors"], 16)
     return {entry.name for i, entry in enumerate(header.ordered()) if bits >> i & 1}
 
 
 def notes(header: Header) -> list[dict[str, Any]]:
-    """What earlier sanitizing wrote into a file, the first one first.
+    """What earlier sanitizing wrote into a file, the first one first: checked, so that strangers' notes break nothing.
 
     Raises:
         ModelFileError: the note is there and damaged.
@@ -71,16 +63,56 @@ def notes(header: Header) -> list[dict[str, Any]]:
     if text is None:
         return []
     try:
-        found = json.loads(text)
-        if not isinstance(found, list) or not all(
-            isinstance(n, dict) and {"applied", "tensors", "after"} <= n.keys() for n in found
-        ):
-            raise ValueError("not a list of notes")
-        return found
-    except ValueError as error:
+        found = untrusted.parse_json(text, untrusted.HEADER)
+        if not isinstance(found, list):
+            raise ValueError("no list of notes")
+        return [_checked(note, len(header.entries)) for note in found]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelFileError(
-            f"{header.path}: what UniForget noted in this file is damaged ({error}). Sanitize it anew."
+            f"{header.path}: what UniForget noted in this file is damaged ({untrusted.safe(error, line=True, most=200)}). Sanitize it anew."
         ) from error
+
+
+def _checked(note: Mapping[str, Any], tensors: int) -> dict[str, Any]:
+    """A note that holds what it must, and nothing else."""
+    marks = _text(note["tensors"], r"[0-9a-f]+", 1 + tensors // 4)
+    if int(marks, 16) >> tensors:
+        raise ValueError(f"it marks more than the file's {tensors} tensors")
+    return {
+        "version": _text(note.get("version", ""), r".*"),
+        "applied": [_checked_use(entry) for entry in note["applied"]],
+        "source": _text(note.get("source", ""), r".*", 1000),
+        "tensors": marks,
+        **{name: _text(note[name], r"[0-9a-f]{64}") for name in ("before", "after")},
+    }
+
+
+def _checked_use(entry: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = {str(kind): _strength(value) for kind, value in entry.get("per_kind", {}).items()}
+    if not kinds.keys() <= set(KINDS):
+        raise ValueError("a strength of an unknown kind")
+    return {
+        "mask": _text(entry["mask"], r"[0-9a-f]+"),
+        "method": _text(entry.get("method", ""), r".*"),
+        "strength": _strength(entry["strength"]),
+        "per_kind": kinds,
+        "gates": _text(entry.get("gates", ""), r"[0-9A-Za-z+/=]*", untrusted.HEADER),
+    }
+
+
+def _text(value: Any, pattern: str, most: int = 200) -> str:
+    if not isinstance(value, str) or len(value) > most or not re.fullmatch(pattern, value, re.DOTALL):
+        raise ValueError(
+            f"expected text like {pattern}; found {str(value)[:40] if isinstance(value, str) else type(value).__name__!r}"
+        )
+    return value
+
+
+def _strength(value: Any) -> float:
+    low, high = config.STRENGTH.minimum, config.STRENGTH.maximum
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError("a strength is no number from 0 to 1")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -120,19 +152,18 @@ def sanitize(
     Raises:
         ModelFileError: the source cannot be read, or the target cannot be written.
         FamilyError, MismatchError: a mask does not belong to this model.
-        SettingError: the target exists already, or is the source.
+        SettingError: the target may not be written (:func:`uniforget.outputs.check`).
     """
-    safefile.check_target(source, target, overwrite)
     uses = [use.stored() for use in uses]
-    return _folder(source, target, uses, report) if source.is_dir() else _file(source, target, uses, report)
+    write = _folder if os.path.isdir(source) else _file
+    return write(source, target, uses, overwrite, report)
 
 
-def _file(source: Path, target: Path, uses: Sequence[Use], report: Callable[[int, int], None]) -> Sanitized:
-    if target.suffix != ".safetensors":
-        raise SettingError(f"{target}: expected a name that ends in .safetensors. Change it.")
+def _file(source: Path, target: Path, uses: Sequence[Use], overwrite: bool, report: Callable[[int, int], None]) -> Sanitized:
     header = safefile.read_header(source)
+    outputs.check(target, overwrite, [source])
     what = changes([header], uses)
-    before, after = _rewrite(header, target, what, uses, _Count(header.size, report))
+    before, after = _rewrite(header, target, what, uses, _Count(header.size, report), overwrite)
     kept = len(header.entries) - len(what)
     return Sanitized(
         target, len(what), kept, {source.name: before}, {target.name: after}, (), _cautions([header], uses, len(what))
@@ -167,11 +198,17 @@ class _Count:
 
 
 def _rewrite(
-    header: Header, target: Path, what: Mapping[str, Steps], uses: Sequence[Use], count: Callable[[int], None]
+    header: Header,
+    target: Path,
+    what: Mapping[str, Steps],
+    uses: Sequence[Use],
+    count: Callable[[int], None],
+    overwrite: bool = False,
 ) -> tuple[str, str]:
     mine = {name: steps for name, steps in what.items() if name in header.entries}
     noted = [use.note() for use in uses]
-    return safefile.rewrite(header, target, mine, lambda before, after: _metadata(header, noted, mine, before, after), count)
+    metadata = lambda before, after: _metadata(header, noted, mine, before, after)  # noqa: E731
+    return safefile.rewrite(header, target, mine, metadata, count, overwrite=overwrite)
 
 
 def denoiser_files(folder: Path) -> tuple[Path, list[list[Path]]]:
@@ -195,36 +232,65 @@ def denoiser_files(folder: Path) -> tuple[Path, list[list[Path]]]:
     return inner, list(found.values())
 
 
-def _folder(source: Path, target: Path, uses: Sequence[Use], report: Callable[[int, int], None]) -> Sanitized:
+def parts(folder: Path) -> list[Path]:
+    """All files of a model's folder, its note left out, sorted.
+
+    Raises:
+        ModelFileError: a link leads out of the folder (a copy would hold what it leads to), to a folder, or nowhere.
+    """
+    real = Path(os.path.realpath(folder))
+    homes = [real]
+    # Hugging Face's cache links each snapshot of a model to files in its folder blobs.
+    if real.parent.name == "snapshots" and not (blobs := real.parent.parent / "blobs").is_symlink():
+        homes.append(blobs)
+    found = []
+    for at, folders, files in os.walk(folder):
+        for path in (Path(at, name) for name in [*folders, *files]):
+            leads = Path(os.path.realpath(path))
+            if path.is_symlink() and not (leads.is_file() and any(leads.is_relative_to(home) for home in homes)):
+                raise ModelFileError(
+                    f"{path}: this is a link to {leads}; expected files of {folder} itself, because the copy would hold what the link leads to. "
+                    "Replace the link by the file, or remove it."
+                )
+            if path.is_file() and path.relative_to(folder).as_posix() != outputs.FOLDER_NOTE:
+                found.append(path)
+    return sorted(found)
+
+
+def _folder(source: Path, target: Path, uses: Sequence[Use], overwrite: bool, report: Callable[[int, int], None]) -> Sanitized:
+    outputs.check(target, overwrite, [source], ending=None)
+    there = parts(source)
     inner, variants = denoiser_files(source)
     headers = [[safefile.read_header(path) for path in group] for group in variants]
     planned = [changes(group, uses) for group in headers]
-    rest = [p for p in source.rglob("*") if p.is_file() and p not in {path for group in variants for path in group}]
+    weights = {path for group in variants for path in group}
+    rest = [path for path in there if path not in weights]
     count = _Count(sum(h.size for group in headers for h in group) + sum(p.stat().st_size for p in rest), report)
-    temporary = target.with_name(f".{secrets.token_hex(6)}.tmp")
     before, after, kept = {}, {}, 0
-    try:
+
+    def fill(temporary: Path) -> None:
+        nonlocal kept
+        for path in there:
+            (temporary / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
         for path in rest:
-            copy = temporary / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            shutil.copyfile(path, temporary / path.relative_to(source))
             count(path.stat().st_size)
         for group, what in zip(headers, planned, strict=True):
             for header in group:
                 new = temporary / header.path.relative_to(source)
-                new.parent.mkdir(parents=True, exist_ok=True)
                 before[header.path.name], after[header.path.name] = _rewrite(header, new, what, uses, count)
                 kept += len(header.entries) - sum(name in header.entries for name in what)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+        outputs.note_folder(temporary)
+        # It took a while: what is there now?
+        outputs.check(target, overwrite, [source], ending=None)
+
+    try:
+        atomic.replace_folder(target, fill, overwrite)
     except OSError as error:
         raise ModelFileError(
             f"{target}: the model could not be written ({error.strerror or error}); nothing is left of it. Free some space, or choose another "
             "place."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     left = tuple(f"{inner.name}_{n}" for n in range(2, 5) if (source / f"{inner.name}_{n}").is_dir())
     changed = sum(map(len, planned))
     return Sanitized(target, changed, kept, before, after, left, _cautions(headers[0], uses, changed))

@@ -1,9 +1,15 @@
-"""What was done to a sanitized file, proved from the file, and from its source where that is at hand."""
+"""What was done to a sanitized file, proved from the file, and from its source where that is at hand.
+
+The note in the file says what was done, and anybody can write a note. So it proves nothing: what counts are the weights. A hard mask at full
+strength leaves columns and rows that are exactly zero, which the file alone shows; everything else takes the source, or stays unknown.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import filecmp
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +24,7 @@ from ..mask.subspace import Subspace
 from . import safefile
 from .fileplan import Steps, Use, changes
 from .safefile import Header
-from .sanitize import denoiser_files, marked, notes
+from .sanitize import NOTE, denoiser_files, marked, notes, parts
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,23 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a file says was applied to it, and whether that is true."""
+    """What a file says was applied to it, and whether that is true.
+
+    Attributes:
+        proved: the checks that were possible suffice to prove it, if none of them is wrong.
+    """
 
     applied: tuple[dict[str, Any], ...]
     source: str
     checks: tuple[Check, ...]
+    proved: bool
 
     @property
-    def ok(self) -> bool:
-        """Nothing is wrong, and nothing needed was out of reach."""
-        return bool(self.applied) and all(check.ok is not False for check in self.checks)
+    def ok(self) -> bool | None:
+        """True: proved. False: something is not as it is said to be. None: unknown."""
+        if any(check.ok is False for check in self.checks):
+            return False
+        return True if self.proved else None
 
 
 def verify(
@@ -64,145 +77,236 @@ def verify(
     Raises:
         ModelFileError: a file cannot be read, or was never sanitized.
     """
-    groups = denoiser_files(path)[1] if path.is_dir() else [[path]]
-    sources = {p.name: p for group in denoiser_files(source)[1] for p in group} if source and source.is_dir() else {}
+    folder = os.path.isdir(path)
+    groups = denoiser_files(path)[1] if folder else [[path]]
+    if source is not None and os.path.isdir(source) != folder:
+        raise ModelFileError(f"{source}: expected a {'folder' if folder else 'file'}, as {path} is. Give what it was made from.")
+    found = [_Group([safefile.read_header(file) for file in group], learned, report) for group in groups]
     checks: list[Check] = []
-    said: list[dict[str, Any]] = []
-    first = ""
-    for group in groups:
-        headers = [safefile.read_header(file) for file in group]
-        for number, header in enumerate(headers):
-            found = notes(header)
-            if not found:
+    for group in found:
+        origins = _sources(source, group.headers) if source is not None else None
+        group.check(origins)
+        several = len(groups) + len(group.headers) > 2
+        checks += [
+            replace(check, name=f"{file}: {check.name}" if several and file else check.name) for file, check in group.checks
+        ]
+    first = found[0]
+    if any(group.chain != first.chain for group in found):
+        checks.append(Check("notes", False, "the variants of this model do not say the same"))
+    if folder and source is not None:
+        checks.append(_others(path, source))
+    if source is None:
+        checks.append(Check("source", None, f"not given; it was {first.notes[-1]['source'] or 'unknown'}"))
+    applied = tuple({k: v for k, v in entry.items() if k != "gates"} for note in first.notes for entry in note["applied"])
+    return Verdict(applied, first.notes[-1]["source"], tuple(checks), all(group.proved for group in found))
+
+
+def _sources(source: Path, headers: Sequence[Header]) -> list[Header]:
+    """The files that `headers` were made from, in the same order."""
+    if not os.path.isdir(source):
+        return [safefile.read_header(source)]
+    there = {path.name: path for group in denoiser_files(source)[1] for path in group}
+    for header in headers:
+        if header.path.name not in there:
+            raise ModelFileError(f"{source}: expected a file {header.path.name} in it, as in {header.path.parent}; found none.")
+    return [safefile.read_header(there[header.path.name]) for header in headers]
+
+
+def _others(path: Path, source: Path) -> Check:
+    """Whether two folders have the same other files than the denoiser's."""
+
+    def rest(folder: Path) -> dict[str, Path]:
+        weights = {file for group in denoiser_files(folder)[1] for file in group}
+        return {file.relative_to(folder).as_posix(): file for file in parts(folder) if file not in weights}
+
+    here, there = rest(path), rest(source)
+    wrong = sorted(here.keys() ^ there.keys()) or [n for n in here if not filecmp.cmp(here[n], there[n], shallow=False)]
+    detail = f"{len(wrong)} are not as in the source, such as {wrong[0]}" if wrong else f"{len(here)}, as in the source"
+    return Check("other files", not wrong, detail)
+
+
+class _Group:
+    """The files that hold one denoiser together.
+
+    Attributes:
+        notes: of the first file; the others must say the same.
+        chain: what all notes say was applied, in short.
+        checks: ``(file name, check)``; the name is "" for all files together.
+        proved: see :class:`Verdict`.
+    """
+
+    def __init__(self, headers: list[Header], learned: Sequence[MaskSet | Subspace], report: Callable[[int], None]):
+        self.headers, self.report = headers, report
+        self.checks: list[tuple[str, Check]] = []
+        self.proved = False
+        each = [notes(header) for header in headers]
+        for header, there in zip(headers, each, strict=True):
+            if not there:
                 raise ModelFileError(
                     f"{header.path}: UniForget left no note in this file, so nothing was applied to it, or another program wrote it since "
                     "(which loses notes). Nothing can be proved."
                 )
-            origin = sources.get(header.path.name) if source and path.is_dir() else source
-            if source and origin is None:
-                raise ModelFileError(f"{source}: expected a file {header.path.name} in it, as in {path}; found none.")
-            mine = _file(headers, number, found[-1], origin, learned, report)
-            where = f"{header.path.name}: " if len(groups) + len(headers) > 2 else ""
-            checks += [replace(check, name=where + check.name) for check in mine]
-            if not said:
-                first = str(found[-1].get("source", ""))
-                said = [{k: v for k, v in entry.items() if k != "gates"} for n in found for entry in n["applied"]]
-    return Verdict(tuple(said), first, tuple(checks))
+        self.notes, self.last = each[0], [there[-1] for there in each]
+        self.chain = [[(e["mask"], e["strength"], e["per_kind"]) for e in note["applied"]] for note in self.notes]
+        if any([note["applied"] for note in there] != [note["applied"] for note in self.notes] for there in each):
+            self.add("notes", False, "the files of this model do not say the same")
+        given = {one.digest(): one for one in learned}
+        self.uses = [self._uses(note, given) for note in self.notes]
 
+    def add(self, name: str, ok: bool | None, detail: str, file: str = "") -> None:
+        self.checks.append((file, Check(name, ok, detail)))
 
-def _file(
-    headers: Sequence[Header],
-    number: int,
-    note: dict[str, Any],
-    source: Path | None,
-    learned: Sequence[MaskSet | Subspace],
-    report: Callable[[int], None],
-) -> list[Check]:
-    """Check one of the files that hold a denoiser together."""
-    header = headers[number]
-    names = marked(header, note)
-    same = safefile.digest(header, names, report) == note["after"]
-    count = f"{len(names)} changed tensors"
-    checks = [Check("weights", same, f"{count}, as they were written" if same else f"{count} are not as they were written")]
-    uses, missing = _uses(note, learned, checks, header.path)
-    planned = {n: steps for n, steps in changes(headers, uses).items() if n in header.entries} if not missing else {}
-    if not missing and all(isinstance(use.learned, MaskSet) for use in uses):
-        checks.append(_zeros(header, planned))
-    if source is not None:
-        checks += _against(header, safefile.read_header(source), note, names, planned, bool(missing))
-    else:
-        checks.append(Check("source", None, f"not given; it was {note.get('source', 'unknown')}"))
-    return checks
+    def check(self, sources: Sequence[Header] | None) -> None:
+        """Make all checks."""
+        last = self.uses[-1]
+        planned = changes(self.headers, last) if last is not None else None
+        for header, note in zip(self.headers, self.last, strict=True):
+            self._written(header, note, planned)
+        alone = [self._zeros(number) for number in range(len(self.uses))]
+        if planned is not None and not planned:
+            self.add("strength", None, "it says that nothing was changed, which is true of every file")
+        compared = sources is not None and planned is not None
+        if sources is not None:
+            moved = [
+                self._against(header, source, note, planned)
+                for header, source, note in zip(self.headers, sources, self.last, strict=True)
+            ]
+            if compared and planned and not any(moved):
+                self.add("strength", None, "at this strength the masks change no weight of this model")
+                compared = False
+        self.proved = bool(planned) and (alone[-1] or compared) and all(alone[:-1])
+        if not all(alone[:-1]):
+            self.add("earlier", None, "something was applied before, which this file does not show; verify its source as well")
 
+    def _written(self, header: Header, note: dict[str, Any], planned: dict[str, Steps] | None) -> None:
+        """The marked tensors are those that the masks change, and as they were written."""
+        names, file = marked(header, note), header.path.name
+        same = safefile.digest(header, names, self.report) == note["after"]
+        count = f"{len(names)} changed tensors"
+        self.add("weights", same, f"{count}, as they were written" if same else f"{count} are not as they were written", file)
+        if planned is not None and names != {name for name in planned if name in header.entries}:
+            self.add("tensors", False, "the note marks other tensors than the masks change", file)
 
-def _uses(
-    note: dict[str, Any], learned: Sequence[MaskSet | Subspace], checks: list[Check], path: Path
-) -> tuple[list[Use], list[str]]:
-    """What was applied, from the file or from `learned`; and the digests of what is in neither."""
-    given = {one.digest(): one for one in learned}
-    uses, missing = [], []
-    for entry in note["applied"]:
-        name = str(entry.get("mask"))
-        if entry.get("gates"):
-            try:
-                mask: MaskSet | Subspace | None = maskfile.loads(
-                    base64.b64decode(entry["gates"], validate=True), f"{path}, mask {name}"
+    def _uses(self, note: dict[str, Any], given: dict[str, MaskSet | Subspace]) -> list[Use] | None:
+        """What was applied, from the file or from `given`; None: something is in neither."""
+        path, uses, whole = self.headers[0].path, [], True
+        for entry in note["applied"]:
+            name, mask = entry["mask"], given.get(entry["mask"])
+            if entry["gates"]:
+                try:
+                    mask = maskfile.loads(base64.b64decode(entry["gates"], validate=True), f"{path}, mask {name}")
+                except (MaskFileError, binascii.Error, ValueError) as error:
+                    raise ModelFileError(f"{path}: the mask inside this file is damaged ({error}). Sanitize it anew.") from error
+                same = mask.digest() == name
+                self.add(
+                    f"mask {name}", same, "is in the file" if same else f"the mask in the file is another one, {mask.digest()}"
                 )
-            except (MaskFileError, binascii.Error, ValueError) as error:
-                raise ModelFileError(f"{path}: the mask inside this file is damaged ({error}). Sanitize it anew.") from error
-            assert mask is not None
-            same = mask.digest() == name
-            checks.append(
-                Check(f"mask {name}", same, "is in the file" if same else f"the mask in the file is another one, {mask.digest()}")
-            )
+            else:
+                self.add(f"subspace {name}", True if mask else None, "was given" if mask else "give its file to check more")
+            if mask is None:
+                whole = False
+            else:
+                uses.append(Use(mask, entry["strength"], entry["per_kind"]))
+        return uses if whole else None
+
+    def _zeros(self, number: int) -> bool:
+        """Whether what note `number` says was applied can be seen in the weights alone: zeros, wherever something was switched off."""
+        uses = self.uses[number]
+        later = self.uses[number + 1 :]
+        # What a subspace does comes after: it mixes columns, and zeros do not stay.
+        if uses is None or any(more is None for more in later):
+            return False
+        if any(isinstance(use.learned, Subspace) for more in [uses, *(more or [] for more in later)] for use in more):
+            return False
+        found = [_zeros(header, changes(self.headers, uses), self.report) for header in self.headers]
+        wanted, kept, partly = (sum(counts) for counts in zip(*found, strict=True))
+        last = number == len(self.uses) - 1
+        if kept or last:
+            if not wanted:
+                said = "nothing is switched off completely, so the file alone cannot show it"
+            else:
+                said = f"{wanted - kept:,} of {wanted:,} columns and rows that must be zero are zero"
+                said += f"; {partly} weights are changed in part, which takes the source to show" if partly else ""
+            self.add("zeros", False if kept else None if partly or not wanted else True, said)
+        return bool(wanted) and not kept and not partly
+
+    def _against(self, header: Header, source: Header, note: dict[str, Any], planned: dict[str, Steps] | None) -> bool:
+        """Compare with the source, tensor by tensor; whether anything is another."""
+        names, file = marked(header, note), header.path.name
+        same = safefile.digest(source, names) == note["before"]
+        self.add(
+            "source", same, "is the one" if same else f"is another model than the one it was made from ({note['source']})", file
+        )
+        metadata = {key: value for key, value in header.metadata.items() if key != NOTE}
+        if metadata != {key: value for key, value in source.metadata.items() if key != NOTE}:
+            self.add("metadata", False, "the two files do not have the same texts", file)
+        if notes(source) != notes(header)[:-1]:
+            self.add("earlier", False, "the two files do not say the same about what was applied before", file)
+        if header.entries.keys() != source.entries.keys():
+            self.add("tensors", False, "the two files do not have the same tensors", file)
+            return False
+        moved, wrong = False, []
+        with safefile.mapped(header) as new, safefile.mapped(source) as old:
+            for entry in header.ordered():
+                was = source.entries[entry.name]
+                if (entry.dtype, entry.shape) != (was.dtype, was.shape):
+                    wrong.append(entry.name)
+                elif planned is not None or entry.name not in names:
+                    fits, same = _compare(new, old, entry, was, (planned or {}).get(entry.name))
+                    moved = moved or not same
+                    if not fits:
+                        wrong.append(entry.name)
+                self.report(entry.end - entry.start)
+        if wrong:
+            self.add("changes", False, f"{len(wrong)} tensors are not as they must be, such as {wrong[0]}", file)
+        elif planned is None:
+            self.add("changes", None, "nothing else was changed; give the subspace's file to check what was", file)
         else:
-            mask = given.get(name)
-            checks.append(
-                Check(f"subspace {name}", None if mask is None else True, "was given" if mask else "give its file to check more")
-            )
-        if mask is None:
-            missing.append(name)
-        else:
-            uses.append(Use(mask, float(entry["strength"]), {k: float(v) for k, v in entry.get("per_kind", {}).items()}))
-    return uses, missing
+            self.add("changes", True, "nothing else, and these as the masks make them", file)
+        return moved
 
 
-def _zeros(header: Header, planned: dict[str, Steps]) -> Check:
-    """At full strength, what is switched off is exactly zero."""
-    wanted = kept = 0
-    with safefile.mapped(header) as view:
-        for name, steps in planned.items():
-            entry = header.entries[name]
-            columns = [step.scale == 0 for step in steps.steps if step.axis == "in" and step.scale is not None]
-            if not columns or not torch.stack(columns).any():
+View = Callable[[int, int], memoryview]
+
+
+def _compare(new: View, old: View, entry: safefile.Entry, was: safefile.Entry, steps: Steps | None) -> tuple[bool, bool]:
+    """Whether a tensor is what `steps` make of the source's, and whether it is the source's."""
+    same = True
+    for (start, end, row), (first, last, _) in zip(safefile.chunks(entry), safefile.chunks(was), strict=True):
+        with new(start, end) as a, old(first, last) as b:
+            equal = a == b
+            same = same and equal
+            if steps is None:
+                if not equal:
+                    return False, False
                 continue
-            off = torch.stack(columns).any(0)
-            alive = torch.zeros_like(off)
-            for start, end, _ in safefile.chunks(entry):
-                with view(start, end) as piece:
-                    rows = safefile.tensor(piece, entry).float()
-                alive |= (rows.reshape(-1, rows.shape[-1]) != 0).any(0)
-            wanted += int(off.sum())
-            kept += int((off & alive).sum())
-    if not wanted:
-        return Check("zeros", None, "nothing is switched off completely, so the file alone cannot show it")
-    return Check("zeros", not kept, f"{wanted - kept:,} of {wanted:,} columns that must be zero are zero")
+            found, wanted = safefile.tensor(a, entry), steps(safefile.tensor(b, was), row)
+            if not torch.equal(found.view(torch.uint8), wanted.contiguous().view(torch.uint8)):
+                return False, False
+    return True, same
 
 
-def _against(
-    header: Header, source: Header, note: dict[str, Any], names: set[str], planned: dict[str, Steps], unknown: bool
-) -> list[Check]:
-    """Compare with the source, tensor by tensor."""
-    same = safefile.digest(source, names) == note["before"]
-    checks = [
-        Check("source", same, "is the one" if same else f"is another model than the one it was made from ({note.get('source')})")
-    ]
-    if header.entries.keys() != source.entries.keys():
-        return [*checks, Check("tensors", False, "the two files do not have the same tensors")]
-    wrong = []
-    with safefile.mapped(header) as new, safefile.mapped(source) as old:
-        for name, entry in header.entries.items():
-            was, steps = source.entries[name], planned.get(name)
-            if (entry.dtype, entry.shape) != (was.dtype, was.shape):
-                wrong.append(name)
-            elif not (unknown and name in names):
-                for (start, end, row), (first, last, _) in zip(safefile.chunks(entry), safefile.chunks(was), strict=True):
-                    with new(start, end) as a, old(first, last) as b:
-                        if not _equal(a, b, was, row, steps):
-                            wrong.append(name)
-                            break
-    said = (
-        f"{len(wrong)} tensors are not as they must be, such as {wrong[0]}"
-        if wrong
-        else "nothing else, and these as the masks make them"
-    )
-    if unknown and not wrong:
-        return [*checks, Check("changes", None, "nothing else was changed; give the subspace's file to check what was")]
-    return [*checks, Check("changes", not wrong, said)]
-
-
-def _equal(a: memoryview, b: memoryview, entry: safefile.Entry, row: int, steps: Steps | None) -> bool:
-    if steps is None:
-        return a == b
-    found, wanted = safefile.tensor(a, entry), steps(safefile.tensor(b, entry), row)
-    return torch.equal(found.view(torch.uint8), wanted.contiguous().view(torch.uint8))
+def _zeros(header: Header, planned: dict[str, Steps], report: Callable[[int], None]) -> tuple[int, int, int]:
+    """Columns and rows of this file's weights that must be zero, how many of them are not, and how many weights are changed otherwise."""
+    wanted = kept = partly = 0
+    with safefile.mapped(header) as view:
+        for name in (entry.name for entry in header.ordered() if entry.name in planned):
+            entry, steps = header.entries[name], planned[name].steps
+            scales = [(step.axis, step.scale) for step in steps if step.scale is not None]
+            partly += any(bool(((scale != 0) & (scale != 1)).any()) for _, scale in scales)
+            for axis in ("in", "out"):
+                off = [scale == 0 for along, scale in scales if along == axis]
+                if not off or not (gone := torch.stack(off).any(0)).any():
+                    continue
+                alive = torch.zeros_like(gone)
+                for start, end, row in safefile.chunks(entry):
+                    with view(start, end) as piece:
+                        rows = safefile.tensor(piece, entry).float() != 0
+                    if axis == "in" and rows.ndim > 1:
+                        alive |= rows.reshape(-1, rows.shape[-1]).any(0)
+                    else:
+                        alive[row : row + len(rows)] |= rows.reshape(len(rows), -1).any(1)
+                    report(end - start)
+                wanted += int(gone.sum())
+                kept += int((gone & alive).sum())
+    return wanted, kept, partly

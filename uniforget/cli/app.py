@@ -1,6 +1,6 @@
 """The command line: thin commands over the engine.
 
-Exit codes: 0 done; 1 something was wrong with the input (a message says what); 2 wrong usage.
+Exit codes: 0 done; 1 something was wrong with the input, or could not be proved (a message says what); 2 wrong usage; 3 a fault of ours.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from rich.table import Table
 
 from .. import __version__
 from ..config import APPLY, COMBINE, LEARN, MULTIPLE, RECOVER
-from ..errors import SettingError, UniForgetError
+from ..errors import SettingError
 from ..model.families import FAMILIES, sizes
 from ..model.families.schema import KINDS
 from ..param import Param
+from . import guard
 
 REPOSITORY = "the repository of UniForget for ComfyUI"
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, if UniForget made it.")]
 
 
 @app.callback()
@@ -39,12 +41,9 @@ def _commands() -> None:
 
 
 def main() -> None:
-    """Run the command line; our errors become one line on stderr and exit code 1."""
-    try:
+    """Run the command line; whatever is raised becomes one message on stderr and an exit code."""
+    with guard.commands():
         app()
-    except UniForgetError as error:
-        print(f"uniforget: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 @app.command()
@@ -157,6 +156,7 @@ def learn(
     ] = None,
     curve: Annotated[Path | None, typer.Option(help="Save the learning curve as CSV.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write TensorBoard logs here, if tensorboard is installed.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Learn a mask from neutral prompts. Stopped? The same command goes on where it was.
@@ -166,14 +166,14 @@ def learn(
     from .learn import read_settings, run
 
     values = dict(locals())
-    for name in ("context", "settings", "read_settings", "run"):
+    for name in ("context", "read_settings", "run", "as_json"):
         del values[name]
     if settings:
         given = {name for name in values if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
         values |= {name: value for name, value in read_settings(settings).items() if name not in given}
     result = run(**values)
     if result is not None:
-        print(json.dumps(result, indent=2) if as_json else result["summary"])
+        _print(result, as_json)
 
 
 @app.command()
@@ -197,6 +197,7 @@ def recover(
     dtype: Annotated[str, typer.Option(help="Of the model's weights: fp32, bf16 or fp16.")] = "bf16",
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; left out: a GPU if there is one.")] = None,
     config: Annotated[str | None, typer.Option(help="For a single file: a diffusers folder of the same kind of model.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a LoRA that brings back quality which a mask costs, from neutral prompts alone. Stopped? The same command goes on."""
@@ -211,7 +212,10 @@ def recover(
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
-    print(json.dumps({k: v for k, v in result.items() if k != "summary"}, indent=2) if as_json else result["summary"])
+    if as_json:
+        print(json.dumps({k: v for k, v in result.items() if k != "summary"}, indent=2))
+    else:
+        guard.say(result["summary"])
 
 
 @app.command()
@@ -224,14 +228,14 @@ def apply(
     strength_norm: Annotated[float, _option(APPLY["strength_norm"])] = APPLY["strength_norm"].default,
     strength_attn: Annotated[float, _option(APPLY["strength_attn"])] = APPLY["strength_attn"].default,
     threshold: Annotated[float, _option(LEARN["threshold"])] = LEARN["threshold"].default,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a sanitized copy of a model: masks folded into its weights, everything else byte for byte as it was."""
     from . import files as filecli
 
-    uses = filecli.uses_of(masks, strength, threshold, ffn=strength_ffn, norm=strength_norm, attn=strength_attn)
-    _print(filecli.apply(model, uses, output, overwrite), as_json)
+    strengths = {"ffn": strength_ffn, "norm": strength_norm, "attn": strength_attn}
+    _print(filecli.apply(model, masks, output, overwrite, strength, threshold, **strengths), as_json)
 
 
 @app.command()
@@ -240,7 +244,7 @@ def compact(
     mask: Annotated[Path, typer.Argument(help="A mask of gates.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the compact model.")],
     multiple: Annotated[str, _option(MULTIPLE)] = MULTIPLE.default,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a smaller, faster copy: the mask folded in, and what it switches off cut out. Load Compact Model loads it in ComfyUI."""
@@ -256,7 +260,7 @@ def verify(
     mask: Annotated[list[Path] | None, typer.Option(help="Subspaces that were applied; masks are inside the file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check which masks were applied to a file, at which strength, and that nothing else was changed. Exit code 1: it does not hold."""
+    """Check which masks were applied to a file, at which strength, and that nothing else was changed. Exit code 1: it does not hold, or cannot be proved."""
     from . import files as filecli
 
     result = filecli.check(file, source, mask or [])
@@ -287,12 +291,13 @@ def combine(
     weight: Annotated[float, _option(COMBINE["weight"])] = COMBINE["weight"].default,
     kinds: Annotated[str, _option(COMBINE["kinds"])] = COMBINE["kinds"].default,
     blocks: Annotated[str, _option(COMBINE["blocks"])] = COMBINE["blocks"].default,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Make one mask out of two, or keep a part of one."""
     from . import files as filecli
 
-    _print(filecli.combine(mask_a, mask_b, output, mode, weight, kinds, blocks), as_json)
+    _print(filecli.combine(mask_a, mask_b, output, mode, weight, kinds, blocks, overwrite), as_json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from .. import config
+from .. import config, outputs, untrusted
 from ..checkpoint import compact as cutting
 from ..checkpoint import compactfile, safefile
 from ..checkpoint.denoiser import find_denoisers
@@ -24,6 +25,12 @@ from ..mask import files, subspacefile
 from ..mask.subspace import Subspace
 from ..model.blocks import describe_blocks
 from ..model.detect import family
+
+VERDICTS = {
+    True: "proved: what the file says was applied to it is in its weights",
+    False: "WRONG: the file is not what it says it is",
+    None: "unknown: what the file says may be true, but nothing here proves it; give --source, and --mask for subspaces",
+}
 
 
 class _Bar:
@@ -68,8 +75,13 @@ def uses_of(masks: Sequence[Path], strength: float, threshold: float, **kinds: f
     return uses
 
 
-def apply(model: Path, uses: Sequence[Use], output: Path, overwrite: bool) -> dict[str, Any]:
+def apply(
+    model: Path, masks: Sequence[Path], output: Path, overwrite: bool, strength: float, threshold: float, **kinds: float
+) -> dict[str, Any]:
     """Sanitize; returns what ``--json`` prints."""
+    if os.path.exists(model):
+        outputs.check(output, overwrite, [model, *masks], None if os.path.isdir(model) else ".safetensors")
+    uses = uses_of(masks, strength, threshold, **kinds)
     with _Bar("writing") as bar:
         done = sanitize(model, output, uses, overwrite, bar.state)
     lines = [f"saved as {output}: {done.changed} tensors changed, {done.kept} as they were"]
@@ -92,6 +104,7 @@ def apply(model: Path, uses: Sequence[Use], output: Path, overwrite: bool) -> di
 def compact(model: Path, mask: Path, output: Path, multiple: str, overwrite: bool) -> dict[str, Any]:
     """Cut a model; returns what ``--json`` prints."""
     count = int(config.MULTIPLE.check(multiple))
+    outputs.check(output, overwrite, [model, mask])
     learned = files.load(mask)
     if isinstance(learned, Subspace):
         raise SettingError(
@@ -122,19 +135,26 @@ def check(path: Path, source: Path | None, masks: Sequence[Path]) -> dict[str, A
     sign = {True: "ok     ", False: "WRONG  ", None: "unknown"}
     lines = [f"{entry['mask']} ({entry['method']}) at strength {entry['strength']:g}" for entry in found.applied]
     lines += [f"{sign[c.ok]}  {c.name}: {c.detail}" for c in found.checks]
+    lines.append(VERDICTS[found.ok])
     return {
         "file": str(path),
-        "verified": found.ok,
+        "verified": bool(found.ok),
+        "verdict": {True: "proved", False: "wrong", None: "unknown"}[found.ok],
         "applied": list(found.applied),
         "source": found.source,
         "checks": [asdict(c) for c in found.checks],
-        "summary": "\n".join(lines),
+        "summary": _lines(lines),
     }
+
+
+def _lines(texts: Sequence[str]) -> str:
+    """Texts as that many lines, whatever strangers wrote into them."""
+    return "\n".join(untrusted.safe(text, line=True) for text in texts)
 
 
 def inspect(path: Path) -> dict[str, Any]:
     """What a file is: a mask, a subspace, a model; returns what ``--json`` prints."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _model([safefile.read_header(p) for p in denoiser_files(path)[1][0]], path)
     if header := _header_of_model(path):
         return _model([header], path)
@@ -200,15 +220,16 @@ def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:
     ]
     lines += [f"another copy of it, under {copy.prefix!r}" for copy in copies]
     lines += denoiser.cautions()
-    return out | {"summary": "\n".join(lines)}
+    return out | {"summary": _lines(lines)}
 
 
-def combine(a: Path, b: Path | None, output: Path, mode: str, weight: float, kinds: str, blocks: str) -> dict[str, Any]:
+def combine(
+    a: Path, b: Path | None, output: Path, mode: str, weight: float, kinds: str, blocks: str, overwrite: bool
+) -> dict[str, Any]:
     """Combine masks or choose a part of one; returns what ``--json`` prints."""
     values: dict[str, Any] = {"mode": mode, "weight": weight, "kinds": kinds, "blocks": blocks}
     values = {name: config.COMBINE[name].check(value) for name, value in values.items()}
-    if output.suffix != ".safetensors":
-        raise SettingError(f"--output: expected a name that ends in .safetensors; found {output}.")
+    outputs.check(output, overwrite, [a, *([b] if b else [])])
     first, second = files.load(a), files.load(b) if b else None
     chosen = combining.chosen_kinds(values["kinds"])
     if isinstance(first, Subspace) or isinstance(second, Subspace):
@@ -224,7 +245,7 @@ def combine(a: Path, b: Path | None, output: Path, mode: str, weight: float, kin
         made = combining.select(whole, chosen, values["blocks"])
         text = combining.report(made, {str(a): first} if second is None else {str(a): first, str(b): second})
         careful = combining.cautions(made)
-    files.save(made, output)
+    files.save(made, output, overwrite)
     return {
         "output": str(output),
         "digest": made.digest(),

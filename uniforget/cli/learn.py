@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .. import __version__, config, untrusted
+from .. import __version__, atomic, config, outputs, untrusted
 from ..errors import LearnError, SettingError
+from ..learn import CURVE_BEGINS, Settings, curve_csv, learn, shards
 from ..learn import Progress as State
-from ..learn import Settings, curve_csv, learn, shards
 from ..mask import files
 from ..mask.info import MaskInfo
 from ..mask.subspace import match_layers
@@ -22,6 +22,7 @@ from ..model.families.schema import KINDS
 from ..model.sites import match_sites, target_kinds
 from ..prompts import neutral_prompts, prompts_hash, read_prompts
 
+LARGEST_SETTINGS = 1 << 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,7 +34,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     known = {*config.LEARN, "dtype", "device"} - {"prompts"}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            found = untrusted.parse_json(file.read(LARGEST_SETTINGS + 1), LARGEST_SETTINGS)
     except (OSError, ValueError) as error:
         raise SettingError(f"--settings {path}: expected a JSON file that can be read ({error}).") from error
     wrong = [name for name in found if name not in known] if isinstance(found, dict) else [str(found)[:40]]
@@ -44,7 +46,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     return {name: config.LEARN[name].check(value) if name in config.LEARN else str(value) for name, value in found.items()}
 
 
-def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str | None, **values: Any) -> dict[str, Any] | None:
+def run(
+    model: str, output: Path, prompts: Path | None, dtype: str, device: str | None, overwrite: bool, **values: Any
+) -> dict[str, Any] | None:
     """Learn and save; returns what ``--json`` prints, or None in all but the first of several processes.
 
     Raises:
@@ -52,8 +56,14 @@ def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str 
     """
     if dtype not in DTYPES:
         raise SettingError(f"--dtype: expected one of {', '.join(DTYPES)}; found {dtype!r}.")
-    if output.suffix != ".safetensors":
-        raise SettingError(f"--output: expected a name that ends in .safetensors; found {output}.")
+    curve, tensorboard = values["curve"], values["tensorboard"]
+    inputs = _given(model, prompts, values["config"], values["settings"])
+    outputs.check(output, overwrite, inputs)
+    if curve:
+        outputs.check(curve, overwrite, inputs, curve.suffix, CURVE_BEGINS)
+    if tensorboard and os.path.lexists(tensorboard) and not os.path.isdir(tensorboard):
+        raise SettingError(f"--tensorboard: expected a folder; found a file, {tensorboard}. Choose another name.")
+    outputs.distinct(output, curve, tensorboard)
     settings = Settings(
         beta=config.resolve_beta(values["preset"], values["beta"]),
         **{name: config.LEARN[name].check(values[name]) for name in config.SETTINGS},
@@ -91,25 +101,37 @@ def run(model: str, output: Path, prompts: Path | None, dtype: str, device: str 
         )
         with _Report(settings.steps, values["tensorboard"]) as report:
             tell = lambda text: report.bar.console.print(f"learning takes {text}")  # noqa: E731
-            result = learn(loaded, settings, info, report, unfinished, tell=tell)
+            save = lambda found: None if shards.rank() else files.save(found.mask, output, overwrite)  # noqa: E731
+            result = learn(loaded, settings, info, report, unfinished, tell=tell, save=save)
         if shards.rank():
             return None
-        files.save(result.mask, output)
-        if values["curve"]:
-            values["curve"].write_text(curve_csv(result.curve), encoding="utf-8")
+        cautions = list(report.cautions)
+        if curve:
+            try:
+                atomic.replace(curve, curve_csv(result.curve).encode(), overwrite)
+            except OSError as error:
+                cautions.append(f"Careful: the curve was not saved as {curve} ({error.strerror or error}). The mask was.")
         return {
             "mask": str(output),
             "digest": result.mask.digest(),
             "sparsity": result.mask.sparsity(),
             "learn_seconds": result.mask.info.learn_seconds,
-            "summary": f"saved as {output}\n{result.mask.summary()}",
+            "cautions": cautions,
+            "summary": "\n".join([f"saved as {output}", result.mask.summary(), *cautions]),
         }
     finally:
         shards.leave()
 
 
 def recover_run(
-    model: str, masks: list[Path], output: Path, prompts: Path | None, dtype: str, device: str | None, **values: Any
+    model: str,
+    masks: list[Path],
+    output: Path,
+    prompts: Path | None,
+    dtype: str,
+    device: str | None,
+    overwrite: bool,
+    **values: Any,
 ) -> dict[str, Any] | None:
     """Train a recovery LoRA and save it; returns what ``--json`` prints, or None in all but the first of several processes.
 
@@ -121,8 +143,7 @@ def recover_run(
 
     if dtype not in DTYPES:
         raise SettingError(f"--dtype: expected one of {', '.join(DTYPES)}; found {dtype!r}.")
-    if output.suffix != ".safetensors":
-        raise SettingError(f"--output: expected a name that ends in .safetensors; found {output}.")
+    outputs.check(output, overwrite, _given(model, prompts, values["config"], *masks))
     names = ("steps", "batch", "cfg", "seed", "memory", "learning_rate")
     settings = Settings(**{name: config.RECOVER[name].check(values[name]) for name in names})
     mask, subspace = one_of_each([files.load(path) for path in masks])
@@ -147,10 +168,10 @@ def recover_run(
         rank = config.RECOVER["rank"].check(values["rank"])
         with _Report(settings.steps, None) as report:
             about = f"{base_fingerprint(loaded.denoiser)} {prompts_hash(lines)}"
-            lora = recover(loaded, mask, settings, rank, report, unfinished, subspace=subspace, about=about)
+            save = lambda found: None if shards.rank() else lorafile.save(found, output, overwrite)  # noqa: E731
+            lora = recover(loaded, mask, settings, rank, report, unfinished, subspace=subspace, about=about, save=save)
         if shards.rank():
             return None
-        lorafile.save(lora, output)
         first, last = lora.curve[0].reconstruction, lora.curve[-1].reconstruction
         return {
             "lora": str(output),
@@ -162,6 +183,10 @@ def recover_run(
         }
     finally:
         shards.leave()
+
+
+def _given(*inputs: str | Path | None) -> list[str | Path]:
+    return [one for one in inputs if one]
 
 
 def _device(named: str | None) -> torch.device:
@@ -176,6 +201,7 @@ class _Report:
     def __init__(self, steps: int, tensorboard: Path | None):
         self.steps = steps
         self.writer = None
+        self.cautions: list[str] = []
         if tensorboard and not shards.rank():
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -210,10 +236,18 @@ class _Report:
             return
         note = f"loss {state.reconstruction:.4f}, off {state.off_share:.1%}"
         self.bar.update(self.learning, completed=state.step, total=state.steps, note=note)
-        if self.writer:
-            self.writer.add_scalar("reconstruction", state.reconstruction, state.step)
-            self.writer.add_scalar("off/all", state.off_share, state.step)
-            for kind, share in state.off.items():
-                self.writer.add_scalar(f"off/{kind}", share, state.step)
-            if state.hard == state.hard:
-                self.writer.add_scalars("gap", {"soft": state.soft, "hard": state.hard}, state.step)
+        try:
+            self._log(state)
+        except Exception as error:  # of TensorBoard, which costs no mask
+            self.cautions.append(f"Careful: TensorBoard's log ends at step {state.step} ({type(error).__name__}: {error}).")
+            self.writer = None
+
+    def _log(self, state: State) -> None:
+        if self.writer is None:
+            return
+        self.writer.add_scalar("reconstruction", state.reconstruction, state.step)
+        self.writer.add_scalar("off/all", state.off_share, state.step)
+        for kind, share in state.off.items():
+            self.writer.add_scalar(f"off/{kind}", share, state.step)
+        if state.hard == state.hard:
+            self.writer.add_scalars("gap", {"soft": state.soft, "hard": state.hard}, state.step)

@@ -8,12 +8,13 @@ Under classifier-free guidance both branches are matched.
 """
 
 from .loop import BETA_UNIT, learn
-from .model import Model, Progress, Result, Settings, curve_csv, euler, guided
+from .model import CURVE_BEGINS, Model, Progress, Result, Settings, curve_csv, euler, guided
 from .objectives import OBJECTIVES
 from .teacher import Bank, record_teacher
 
 __all__ = [
     "BETA_UNIT",
+    "CURVE_BEGINS",
     "OBJECTIVES",
     "Bank",
     "Model",

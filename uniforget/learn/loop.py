@@ -17,7 +17,7 @@ import torch
 from ..errors import LearnError
 from ..mask.gates import INITIAL_LOGIT, gated, hard_gates, sample_noise, soft_gates, sparsity_loss
 from ..mask.info import MaskInfo, MaskSet
-from . import scores
+from . import scores, state
 from .model import Model, Progress, Result, Settings
 from .objectives import OBJECTIVES, Objective
 from .teacher import record_teacher
@@ -38,6 +38,7 @@ def learn(
     folder: Path | None = None,
     every: int = 25,
     tell: Callable[[str], None] = lambda text: None,
+    save: Callable[[Result], object] = lambda result: None,
 ) -> Result:
     """Learn a mask. `report` is called after every update and may raise to cancel; hooks are removed whatever happens.
 
@@ -49,6 +50,7 @@ def learn(
         folder: where unfinished learning is kept, every `every` updates and when it is cancelled; a run with the same settings,
             model and prompts goes on from there. None: nothing is kept.
         tell: is told in words what learning is going to take, where that is known.
+        save: puts the result on disk. What was kept is removed after it, so that a result which could not be saved is not lost.
 
     Raises:
         LearnError: there is nothing to gate, memory ran out, or the loss is no longer a number. What was kept stays.
@@ -60,14 +62,21 @@ def learn(
         if settings.objective == "scores":
             mask = scores.score(model, settings, info, report)
             mask = replace(mask, info=replace(mask.info, learn_seconds=round(time.monotonic() - began, 1)))
-            return Result(mask, mask)
+            result = Result(mask, mask)
+            save(result)
+            return result
         if settings.objective == "subspace":
             from .subspace import learn_subspace  # which imports this package
 
             key = run_key(model, settings, info)
-            found = learn_subspace(model, settings, info, report, folder / f"{key}.moments.safetensors" if folder else None, tell)
+            file = folder / f"{key}.moments.safetensors" if folder else None
+            keep = lambda found: save(Result(found, found))  # noqa: E731
+            with state.alone(folder, key):
+                found = learn_subspace(model, settings, info, report, file, tell, save=keep)
             return Result(found, found)
-        return _Run(model, settings, info, report, folder, every).run(began)
+        run = _Run(model, settings, info, report, folder, every)
+        with state.alone(folder, run.key):
+            return run.run(began, save)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, settings, kept=folder is not None) from error
 
@@ -87,7 +96,7 @@ class _Run(Training[Objective]):
         self.measured = {1, self.soft_steps, settings.steps, *range(often, settings.steps, often)}
         self.probe: list[int] = []
 
-    def run(self, began: float) -> Result:
+    def run(self, began: float, save: Callable[[Result], object]) -> Result:
         bank = record_teacher(self.model, self.settings, self.report, self.folder, self.key)
         factors: dict[str, torch.Tensor] = {}
         with gated(self.model.modules, self.model.sites, factors):
@@ -99,7 +108,7 @@ class _Run(Training[Objective]):
             if self.settings.max_neutral_loss:
                 self._choose_cut(objective)
         result = self._result(began)
-        self.clean()
+        self.finish(objective, lambda: save(result))
         return result
 
     def small(self) -> dict[str, float]:

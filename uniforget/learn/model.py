@@ -111,10 +111,14 @@ def euler(model: Model, x, k, which, cfg):
     return x + (x - clean) / sigma * (after - sigma), positive, negative
 
 
+# What every curve's file begins with, which tells it from other tables.
+CURVE_BEGINS = b"step,reconstruction,off"
+
+
 def curve_csv(curve: list[Progress]) -> str:
     """The learning curve as comma-separated values, one line per update; empty where something was not measured."""
     kinds = list(curve[-1].off) if curve else []
-    lines = [",".join(["step", "reconstruction", "off", *(f"off_{kind}" for kind in kinds), "loss_soft", "loss_hard"])]
+    lines = [",".join([CURVE_BEGINS.decode(), *(f"off_{kind}" for kind in kinds), "loss_soft", "loss_hard"])]
     for p in curve:
         values = [p.reconstruction, p.off_share, *(p.off[kind] for kind in kinds), p.soft, p.hard]
         lines.append(",".join([str(p.step), *("" if math.isnan(v) else f"{v:.6g}" for v in values)]))

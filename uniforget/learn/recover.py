@@ -20,7 +20,7 @@ from ..errors import LearnError
 from ..mask.gates import assemble, by_weight, gated
 from ..mask.info import MaskInfo, MaskSet
 from ..mask.subspace import Subspace, effective, project
-from . import shards
+from . import shards, state
 from .model import Model, Progress, Settings
 from .objectives import Stepwise
 from .teacher import record_teacher
@@ -58,6 +58,7 @@ def recover(
     every: int = 25,
     subspace: Subspace | None = None,
     about: str = "",
+    save: Callable[[Lora], object] = lambda lora: None,
 ) -> Lora:
     """Train a LoRA for `model` (the original) through `mask` and `subspace` at full strength. Deterministic for a seed on one machine.
 
@@ -67,6 +68,7 @@ def recover(
         report: called after every update; may raise to cancel.
         about: tells this model and these prompts from others (fingerprint, hash), so that no other run is gone on with.
         folder: where unfinished training is kept; a run with the same settings, model, mask and prompts goes on from there.
+        save: puts the result on disk; what was kept is removed after it.
 
     Raises:
         LearnError: there are no Linears to change, memory ran out, or the loss is no longer a number. What was kept stays.
@@ -79,7 +81,9 @@ def recover(
         raise LearnError("There is neither a mask nor a subspace, so there is nothing to recover from.")
     try:
         settings = replace(settings, objective="stepwise", along="teacher")
-        return _Recovery(model, mask, subspace, settings, rank, report, folder, every, about).run()
+        run = _Recovery(model, mask, subspace, settings, rank, report, folder, every, about)
+        with state.alone(folder, run.key):
+            return run.run(save)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, settings, folder is not None, also=f", the rank (now {rank})") from error
 
@@ -114,7 +118,7 @@ class _Recovery(Training[Stepwise]):
         told = replace(self.info, base=f"{about} {self.digests} rank {rank}")
         super().__init__(model, settings, torch.cat(parts), generator, told, report, folder, every, prefix="recover-")
 
-    def run(self) -> Lora:
+    def run(self, save: Callable[[Lora], object]) -> Lora:
         began = time.monotonic()
         bank = record_teacher(self.model, self.settings, self.report, self.folder, self.key)
         factors: dict[str, torch.Tensor] = {}
@@ -127,7 +131,7 @@ class _Recovery(Training[Stepwise]):
             factors.update({s.name: self.gates[s.name].to(self.device).clone() for s in self.sites})
             self.advance(objective, first)
         result = self._result(began)
-        self.clean()
+        self.finish(objective, lambda: save(result))
         return result
 
     @contextmanager

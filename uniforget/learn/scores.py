@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .. import atomic
 from ..errors import LearnError
 from ..mask.info import MaskInfo, MaskSet
 from ..model.families.schema import KINDS
@@ -52,9 +53,9 @@ class Statistics:
         )
 
     def save(self, path: Path) -> None:
-        """Write the sums as safetensors."""
+        """Write the sums as safetensors, in one step."""
         counts = {f"{n}#count": torch.tensor([c], dtype=torch.float64) for n, c in self.count.items()}
-        save_file({**self.squares, **counts}, path)
+        atomic.replace_by(path, lambda temporary: save_file({**self.squares, **counts}, temporary))
 
     @classmethod
     def load(cls, path: Path) -> Statistics:

@@ -5,10 +5,11 @@ One safetensors file, written to a temporary name and renamed; nothing in it is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .. import atomic
 from ..errors import LearnError
 from ..mask.info import MaskInfo
 from ..model.sites import Site
+from . import shards
 from .model import Progress, Settings
 
 FORMAT = "uniforget learning 2"
@@ -61,6 +63,35 @@ def key(settings: Settings, info: MaskInfo, sites: Sequence[Site], sigmas: torch
 def path_of(folder: Path, name: str) -> Path:
     """The file that keeps run `name`."""
     return folder / f"{name}.unfinished.safetensors"
+
+
+def lock_of(folder: Path, name: str) -> Path:
+    """The file that says that run `name` is going on."""
+    return folder / f"{name}{atomic.LOCK}"
+
+
+@contextlib.contextmanager
+def alone(folder: Path | None, name: str) -> Iterator[None]:
+    """Within it, no other process learns the same in the same folder: they would write the same files. Of several that learn together, the first counts.
+
+    Raises:
+        LearnError: another one does, or the folder cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        if folder is not None and not shards.rank():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(atomic.held(lock_of(folder, name)))
+            except BlockingIOError as error:
+                raise LearnError(
+                    f"{lock_of(folder, name)}: the same learning is going on in another process, with the same model, prompts and settings. Wait for "
+                    "it, or change a setting such as the seed."
+                ) from error
+            except OSError as error:
+                raise LearnError(
+                    f"{folder}: progress cannot be kept there ({error.strerror or error}). Allow writing, or choose another folder."
+                ) from error
+        yield
 
 
 def write(path: Path, state: State) -> None:

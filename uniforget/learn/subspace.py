@@ -72,6 +72,7 @@ def learn_subspace(
     file: Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
     room: int = 0,
+    save: Callable[[Subspace], object] = lambda found: None,
 ) -> Subspace:
     """Watch the untouched model on neutral prompts, and keep the directions that its Linears use.
 
@@ -79,6 +80,7 @@ def learn_subspace(
         file: where unfinished sums are kept: a cancelled run goes on from the last ones saved.
         tell: is told the plan before anything starts.
         room: bytes for sums; 0: half of what is free. The result does not depend on it.
+        save: puts the result on disk; what was kept is removed after it.
 
     Raises:
         LearnError: the model has no layers to look at.
@@ -114,6 +116,7 @@ def learn_subspace(
         beta=0.0, learn_seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
     result = Subspace(bases, shared, kinds, threshold, info, low, high)
+    save(result)
     if file and not shards.rank():
         for path in file.parent.glob(f"{file.stem}.*.safetensors"):
             path.unlink(missing_ok=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from .. import atomic
 from . import shards
 from .model import Model, Progress, Settings, euler
 
@@ -125,9 +125,7 @@ class _Mapped:
         return note["scale"], note["final_scale"]
 
     def finish(self, scale: float, final: float) -> None:
-        temporary = self.note.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"scale": scale, "final_scale": final}), encoding="utf-8")
-        os.replace(temporary, self.note)
+        atomic.replace(self.note, json.dumps({"scale": scale, "final_scale": final}).encode())
 
 
 class Order:

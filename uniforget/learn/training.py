@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -121,11 +122,15 @@ class Training(ABC, Generic[Kind]):
         self.numbers.grad = gradient
         self.optimizer.step()
 
-    def clean(self) -> None:
-        """Remove what an unfinished run needs."""
+    def finish(self, objective: Kind, save: Callable[[], object]) -> None:
+        """Save the result, and only then remove what an unfinished run needs. A run that could not save goes straight back to saving."""
+        with contextlib.suppress(LearnError):  # on a full disk: the result may go to another one
+            self._keep(self.settings.steps, self.generator.get_state(), objective.batches.left)
+        save()
         if self.folder is not None and not shards.rank():
             for path in self.folder.glob(f"{self.key}.*"):
-                path.unlink(missing_ok=True)
+                if path != state.lock_of(self.folder, self.key):
+                    path.unlink(missing_ok=True)
 
     def _keep(self, step: int, generator: torch.Tensor, left: list[int]) -> None:
         if self.file is None or shards.rank() or not step:

@@ -53,8 +53,8 @@ _SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def save(mask: MaskSet, path: str | os.PathLike[str]) -> None:
-    """Write `mask` to `path`, replacing what is there in one step; the same mask always gives the same bytes.
+def save(mask: MaskSet, path: str | os.PathLike[str], overwrite: bool = True) -> None:
+    """Write `mask` to `path` in one step, replacing what is there if `overwrite`; the same mask always gives the same bytes.
 
     Hard masks keep their gates exactly; soft ones are rounded to steps of 1/255.
 
@@ -67,7 +67,7 @@ def save(mask: MaskSet, path: str | os.PathLike[str]) -> None:
         raise MaskWriteError(f"{path}: expected a name that ends in .safetensors. Add the ending.")
     content = dumps(mask, str(path))
     try:
-        atomic.replace(path, content)
+        atomic.replace(path, content, overwrite)
     except OSError as error:
         raise MaskWriteError(f"{path}: the mask was not saved ({error.strerror or error}). {_advice(error)}") from error
 

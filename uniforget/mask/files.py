@@ -19,14 +19,14 @@ def load(path: str | os.PathLike[str]) -> MaskSet | Subspace:
     return subspacefile.load(path) if subspacefile.is_subspace(path) else maskfile.load(path)
 
 
-def save(learned: MaskSet | Subspace, path: str | os.PathLike[str]) -> None:
-    """Write a mask or a subspace to `path`, replacing what is there in one step.
+def save(learned: MaskSet | Subspace, path: str | os.PathLike[str], overwrite: bool = True) -> None:
+    """Write a mask or a subspace to `path`, replacing what is there in one step; without `overwrite` only where no file is.
 
     Raises:
         MaskWriteError: it could not be written; an existing file is unchanged.
         MaskError, TooLargeError: see :func:`uniforget.mask.file.dumps`.
     """
     if isinstance(learned, Subspace):
-        subspacefile.save(learned, path)
+        subspacefile.save(learned, path, overwrite)
     else:
-        maskfile.save(learned, path)
+        maskfile.save(learned, path, overwrite)

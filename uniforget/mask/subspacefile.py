@@ -27,7 +27,7 @@ MAX_WIDTH = 1 << 17
 _NAME = re.compile(r"[!-~]{1,200}")
 
 
-def save(subspace: Subspace, path: str | os.PathLike[str]) -> None:
+def save(subspace: Subspace, path: str | os.PathLike[str], overwrite: bool = True) -> None:
     """Write `subspace` to `path`, replacing what is there in one step; vectors are rounded to bf16.
 
     Raises:
@@ -51,7 +51,7 @@ def save(subspace: Subspace, path: str | os.PathLike[str]) -> None:
     }
     metadata = {MARK: json.dumps(about, separators=(",", ":"))}
     try:
-        atomic.replace_by(path, lambda temporary: save_file(tensors, temporary, metadata))
+        atomic.replace_by(path, lambda temporary: save_file(tensors, temporary, metadata), overwrite)
     except (OSError, SafetensorError) as error:
         raise MaskWriteError(
             f"{path}: the subspace was not saved ({getattr(error, 'strerror', None) or error}). Free "

@@ -1,6 +1,7 @@
 """Learning inside real ComfyUI: it works under inference mode, can be cancelled, and leaves nothing behind."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management
 import folder_paths
@@ -13,6 +14,7 @@ from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import SettingError
 from uniforget_pack.uniforget.hosts.comfy import apply as host
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
+from uniforget_pack.uniforget.mask import file as maskfile
 
 PROMPTS = "cat emoji top left on light blue\n# a comment\n\ndog emoji top right on light green\ncat emoji top left on light blue\nphoto of brick texture"
 
@@ -64,6 +66,21 @@ def test_a_cancelled_run_goes_on(demo, monkeypatch):
     calls[:] = [1] * 30
     assert learn(demo)[0].digest() == expected.digest()
     assert not list(unfinished.iterdir())
+
+
+def test_neither_a_curve_nor_a_full_disk_costs_the_mask(demo, monkeypatch):
+    """Drawing fails and nothing can be written beside the mask: the mask is there all the same, and what went wrong is said."""
+    expected = learn(demo, seed=5)[0]
+    copy = Path(folder_paths.get_output_directory(), "uniforget", "learned", f"{expected.digest()}.safetensors")
+    assert maskfile.load(copy).digest() == expected.digest()
+
+    def fail(*given, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("uniforget_pack.nodes.progress.curve_picture", fail)
+    monkeypatch.setattr("uniforget_pack.nodes.learn.atomic", SimpleNamespace(replace=fail))
+    mask, picture, table = learn(demo, seed=5)[:3]
+    assert mask.digest() == expected.digest() and picture.shape[-1] == 3 and table.startswith("step,")
 
 
 def test_a_seed_gives_the_same_mask_twice(demo):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from uniforget_pack.nodes.maskio import LoadMask, SaveMask, find_mask, target_path
+from uniforget_pack.nodes.maskio import LoadMask, SaveMask, find_mask, saving_as
 from uniforget_pack.nodes.score import DemoScore
 from uniforget_pack.uniforget import atomic
 from uniforget_pack.uniforget.errors import FamilyError, MaskFileError, SettingError
@@ -54,7 +54,7 @@ def test_names_from_a_graph_cannot_leave_the_folder(demo, folder, name):
 
     outside = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
     check(find_mask, name)
-    check(target_path, name, True)
+    check(lambda: saving_as(name, True).__enter__())
     check(LoadMask.execute, name)
     check(LoadMask.fingerprint_inputs, name)
     check(SaveMask.execute, demo.mask(), name, True)
@@ -140,17 +140,32 @@ def failing(monkeypatch):
         ("open", errno.EROFS, "read-only"),
         ("open", errno.EACCES, "read-only"),
         ("fsync", errno.ENOSPC, "The disk is full: free some space and save again."),
-        ("replace", errno.ENOSPC, "The disk is full"),
+        ("place", errno.ENOSPC, "The disk is full"),
     ],
 )
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_mask_that_cannot_be_saved_leaves_the_folder_as_it_was(demo, folder, failing, step, number, reason, overwrite):
     SaveMask.execute(demo.mask(), "kept", True)
     before = (folder / "kept.safetensors").read_bytes()
-    failing(step, number)
+    failing({True: "replace", False: "link"}[overwrite] if step == "place" else step, number)
     with pytest.raises(MaskFileError, match=rf"kept.*\.safetensors: the mask was not saved.*{reason}"):
         SaveMask.execute(demo.mask(seed=9), "kept", overwrite)
     assert os.listdir(folder) == ["kept.safetensors"] and (folder / "kept.safetensors").read_bytes() == before
+
+
+def test_overwriting_replaces_what_uniforget_made_and_nothing_else(demo, folder):
+    """A stranger's workflow names a file of the user's own."""
+    SaveMask.execute(demo.mask(), "mine", True)
+    SaveMask.execute(demo.mask(seed=9), "mine", True)
+    assert LoadMask.execute("mine.safetensors").args[0].digest() == demo.mask(seed=9).digest()
+    own = safetensors.numpy.save({"lora_up.weight": np.ones((2, 2))}, {"format": "pt"})
+    (folder / "own.safetensors").write_bytes(own)
+    assert "left no note" in SaveMask.validate_inputs("own", True)
+    assert SaveMask.validate_inputs("own", False) is True and SaveMask.validate_inputs("mine", True) is True
+    with pytest.raises(SettingError, match=r"own\.safetensors: UniForget left no note in this file, so it is not overwritten"):
+        SaveMask.execute(demo.mask(), "own", True)
+    assert (folder / "own.safetensors").read_bytes() == own
+    assert sorted(os.listdir(folder)) == ["mine.safetensors", "own.safetensors"]
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])

@@ -8,7 +8,10 @@ import pytest
 import torch
 from uniforget_pack.nodes.recover import RecoverQuality
 from uniforget_pack.uniforget import config
+from uniforget_pack.uniforget.checkpoint import lora as lorafile
+from uniforget_pack.uniforget.errors import ModelFileError
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
+from uniforget_pack.uniforget.learn.training import Training
 
 import nodes
 from tests.comfyui.inside.test_learn import PROMPTS
@@ -94,6 +97,24 @@ def test_a_cancelled_run_goes_on(demo, monkeypatch):
     out = recover(demo, mask)
     assert out.args[1].endswith("_00002.safetensors") and not list(unfinished.glob("recover-*"))
     torch.testing.assert_close(demo.sample(out.args[0]), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_lora_that_could_not_be_saved_is_not_lost(demo, monkeypatch):
+    """The disk is full just then: queued again it is saved, without training again."""
+    mask, seen, real = demo.mask(), [], Training.step
+    monkeypatch.setattr(Training, "step", lambda self, *given: seen.append(1) or real(self, *given))
+    with monkeypatch.context() as patch:
+        patch.setattr(lorafile, "save", full_disk)
+        with pytest.raises(ModelFileError, match="full"):
+            recover(demo, mask, seed=11)
+    assert seen
+    seen.clear()
+    out = recover(demo, mask, seed=11)
+    assert not seen and Path(out.args[1]).is_file()
+
+
+def full_disk(*given, **more):
+    raise ModelFileError("the disk is full")
 
 
 def test_names_stay_inside(demo):

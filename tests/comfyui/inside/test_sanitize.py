@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from uniforget_pack.nodes import sanitize as node
 from uniforget_pack.nodes.sanitize import SaveSanitized
 from uniforget_pack.uniforget.checkpoint.verify import verify
-from uniforget_pack.uniforget.errors import ModelFileError
+from uniforget_pack.uniforget.errors import ModelFileError, SettingError
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 
 import nodes
@@ -131,6 +131,23 @@ def test_names_stay_inside(files):
     assert "choose another" in SaveSanitized.validate_inputs("diffusion_models/none.safetensors", "x")
     with pytest.raises(ModelFileError):
         SaveSanitized.execute("diffusion_models/none.safetensors", mask, 1.0, 1.0, 1.0, 1.0, "x", False, False)
+
+
+def test_a_merge_of_the_users_own_is_never_replaced(files):
+    """A stranger's workflow with `overwrite` and the merge's name; and with the name of the very model that is read."""
+    model = load(files, "fp16")
+    mask, name = random_mask(model), "diffusion_models/fp16.safetensors"
+    merge = files.at / "diffusion_models" / "merge.safetensors"
+    save_file({"a": torch.zeros(1)}, merge, {"format": "pt"})
+    before = {path: path.read_bytes() for path in (merge, files.at / name)}
+    for prefix, words in (("merge", "left no note"), ("fp16", "left no note|which is read")):
+        with pytest.raises(SettingError, match=words):
+            SaveSanitized.execute(name, mask, 1.0, 1.0, 1.0, 1.0, prefix, False, True)
+        assert "left no note" in SaveSanitized.validate_inputs(name, prefix, True)
+    assert {path: path.read_bytes() for path in before} == before
+    path, _ = save(name, mask, prefix="clean", overwrite=True)
+    again, _ = save(name, mask, 0.5, prefix="clean", overwrite=True)
+    assert path == again == str(files.at / "diffusion_models" / "clean.safetensors")
 
 
 def test_cancelled_it_leaves_nothing(files, monkeypatch):

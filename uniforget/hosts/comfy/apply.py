@@ -288,6 +288,7 @@ def learn_mask(
     report: Callable[[Progress], None],
     folder: Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    save: Callable[[Result], object] = lambda result: None,
 ) -> Result:
     """Learn a mask for a ModelPatcher inside ComfyUI.
 
@@ -296,14 +297,14 @@ def learn_mask(
         positive: one conditioning per prompt; `negative`: one conditioning.
         latent: empty latent (1, ...) of the picture size to learn at.
         sigmas: the sampling steps, descending to 0.
-        folder, tell: see :func:`uniforget.learn.learn`.
+        folder, tell, save: see :func:`uniforget.learn.learn`.
 
     Raises:
         LearnError: see :func:`uniforget.learn.learn`; ComfyUI's interrupt passes through unchanged.
     """
 
     def run(model):
-        return learn(model, settings, info, report, folder, tell=tell)
+        return learn(model, settings, info, report, folder, tell=tell, save=save)
 
     return loaded(patcher, sites, positive, negative, latent, sigmas, settings.batch, run)
 

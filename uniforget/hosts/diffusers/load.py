@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def load_pipeline(path: str, dtype: torch.dtype = torch.bfloat16, config: str | 
     """
     modelindex.check_version()
     place = Path(path).expanduser()
-    if place.is_file():
+    if os.path.isfile(place):
         return _load_file(place, dtype, config)
-    here = place.is_dir()
+    here = os.path.isdir(place)
     if here and not (place / "model_index.json").is_file():
         raise LearnError(
             f"{path} is no diffusers folder: expected a model_index.json in it, found none. Give the folder that holds the whole "

@@ -1,0 +1,145 @@
+"""Killed at any moment: the real command line in a process of its own, killed outright before every step it takes on the disk.
+
+There is the old result or the new one, never half of one; the next run removes what was left, and nothing that was learned is lost.
+"""
+
+import os
+import shutil
+import signal
+import sys
+
+import pytest
+
+from tests.unit.test_cli import folder, here, learning
+from tests.unit.test_verify import whole_mask
+from uniforget import outputs
+from uniforget.checkpoint.fileplan import Use
+from uniforget.checkpoint.sanitize import sanitize
+from uniforget.checkpoint.verify import verify
+from uniforget.cli.app import main
+from uniforget.learn import state
+from uniforget.learn.training import Training
+from uniforget.mask import files
+
+__all__ = ["folder"]
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+# Steps on the disk, as Python's audit hooks tell them; ctypes is the swap of two folders.
+STEPS = ("os.", "shutil.", "fcntl.", "ctypes.call_function", "ctypes.dlsym", "open")
+LIMIT = 120  # seconds that a command may take
+
+
+def killed(arguments, at, inside):
+    """Run a command in a process that kills itself before step `at` on files of the folder `inside`; whether it came that far."""
+    child = os.fork()
+    if child:
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
+        assert not os.WIFSIGNALED(status) or os.WTERMSIG(status) == signal.SIGKILL, "took too long"
+        return os.WIFSIGNALED(status)
+    signal.alarm(LIMIT)
+    seen, folder_of = [], str(inside)
+
+    def step(event, given):
+        if event.startswith(STEPS) and (event.startswith(("ctypes.", "fcntl.")) or folder_of in repr(given)):
+            seen.append(event)
+            if len(seen) > at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    sys.argv = ["uniforget", *map(str, arguments)]
+    sys.addaudithook(step)
+    code = 70
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        os._exit(code)
+
+
+def moments(arguments, inside, stride):
+    """Each `stride`-th moment of a command, the first ones too, until it gets to its end."""
+    at = 0
+    while killed(arguments, at, inside):
+        yield at
+        at += stride
+
+
+def tree(at):
+    return {p.relative_to(at).as_posix(): p.read_bytes() for p in at.rglob("*") if p.is_file()}
+
+
+def test_a_folder_is_the_old_one_or_the_new_one(folder, tmp_path):
+    """`apply FOLDER MASK -o DIR --overwrite`."""
+    mask, place, file = whole_mask(folder), tmp_path / "place", tmp_path / "mask.safetensors"
+    place.mkdir()
+    out = place / "out"
+    files.save(mask, file)
+    sanitize(folder, out, [Use(files.load(file), 0.5)])
+    old = tree(out)
+    arguments = ("apply", folder, file, "-o", out, "--overwrite")
+    seen = set()
+    for at in moments(arguments, place, 5):
+        found = tree(out)
+        seen.add(found == old)
+        assert found == old or verify(out, folder).ok, f"half written at step {at}"
+        assert all(name == "out" or name.startswith(".uniforget-") for name in os.listdir(place))
+        if found != old:
+            shutil.rmtree(out)
+            sanitize(folder, out, [Use(files.load(file), 0.5)])
+    assert True in seen and tree(out) != old and verify(out, folder).ok and os.listdir(place) == ["out"]
+    outputs.check(out, True, ending=None)
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path, overwrite, folder):
+    mask, place = whole_mask(folder), tmp_path / "place"
+    place.mkdir()
+    out, file = place / "out.safetensors", tmp_path / "mask.safetensors"
+    files.save(mask, file)
+    other = mask.__class__({n: 1 - g for n, g in mask.gates.items()}, mask.kinds, mask.info)
+    if overwrite:
+        files.save(other, out)
+    digests = {None, other.digest()} if overwrite else {None}
+    count = 0
+    for _ in moments(("combine", file, "-o", out, *overwrite), place, 1):
+        count += 1
+        if out.exists():
+            digest = files.load(out).digest()
+            assert digest in {mask.digest(), *digests}
+            if digest == mask.digest():  # killed afterwards
+                out.unlink()
+                if overwrite:
+                    files.save(other, out)
+        else:
+            assert not overwrite
+    assert count > 5 and files.load(out).digest() == mask.digest() and os.listdir(place) == ["out.safetensors"]
+
+
+def test_learning_goes_on_wherever_it_was_killed(folder, tmp_path, monkeypatch):
+    """Saved after every update: each run goes on, none learns an update twice, and the end is the mask of a run that was never killed."""
+    monkeypatch.setattr(Training, "every", property(lambda self: 1, lambda self, value: None), raising=False)
+    whole, place = tmp_path / "whole.safetensors", tmp_path / "place"
+    place.mkdir()
+    assert here(*learning(folder, whole)).returncode == 0
+    command = learning(folder, place / "mask.safetensors")
+    kept, runs = [], 0
+    at = 12
+    while killed(command, at, place):
+        runs += 1
+        found = list(place.glob(".uniforget-unfinished/*.unfinished.safetensors"))
+        if (place / "mask.safetensors").exists():
+            break
+        if found:
+            kept.append(state.read(found[0], sum(g.numel() for g in files.load(whole).gates.values())).step)
+        at += 9
+    assert runs > 2 and kept == sorted(kept) and kept[-1] > 0
+    if not (place / "mask.safetensors").exists() or here(*command).returncode:
+        here(*command)
+    assert files.load(place / "mask.safetensors").digest() == files.load(whole).digest()
