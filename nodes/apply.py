@@ -6,10 +6,6 @@ from comfy_api.latest import io
 
 from ..uniforget import config
 from ..uniforget.hosts.comfy import apply as host
-from ..uniforget.hosts.comfy.subspace import apply_subspace
-from ..uniforget.mask.fold import factors
-from ..uniforget.mask.subspace import Subspace, effective
-from ..uniforget.model.fingerprint import same_base
 from .inputs import CATEGORY, MaskType, search, show, to_input
 
 
@@ -61,34 +57,17 @@ def forget(model, mask, strengths):
         FamilyError, MismatchError: the mask is not for this model.
     """
     strength, per_kind = _checked(strengths)
-    return (apply_subspace if isinstance(mask, Subspace) else host.apply_mask)(model, mask, strength, per_kind)
+    return host.apply_mask(model, mask, strength, per_kind)
 
 
 def remarks(model, mask, strengths):
     """What a user should know about :func:`forget` with the same arguments, as lines: nothing is changed, another base, ..."""
     strength, per_kind = _checked(strengths)
-    does = effective if isinstance(mask, Subspace) else factors
-    lines = []
-    if not does(mask):
-        warning = "Careful: this mask switches nothing off, so the model is unchanged. Learn one with a stronger preset or more updates."
-        logging.warning("UniForget: %s", warning)
-        lines.append(warning)
-    elif not does(mask, strength, per_kind):
+    lines = mask.cautions(host.base_fingerprint(model) if mask.info.base else "")
+    for line in lines:
+        logging.warning("UniForget: %s", line)
+    if mask.acts() and not mask.acts(strength, per_kind):
         lines.append("The model is unchanged: the strength of all that this mask switches off is 0.")
-    base = host.base_fingerprint(model) if mask.info.base else ""
-    if mask.info.base and not base:
-        lines.append(
-            "This model's weights are in a format that UniForget cannot compare with those the mask was learned on: make sure that "
-            "it is the same model."
-        )
-    elif base and not same_base(mask.info.base, base):
-        warning = (
-            f"Careful: this mask was learned on another model"
-            f"{f' ({mask.info.base_name})' if mask.info.base_name else ''}. It may forget less, or harm quality. "
-            "Learn a mask for this model to be sure."
-        )
-        logging.warning("UniForget: %s", warning)
-        lines.append(warning)
     return lines
 
 

@@ -5,11 +5,8 @@ import logging
 from comfy_api.latest import io
 
 from ..uniforget import config
-from ..uniforget.errors import SettingError
-from ..uniforget.mask.combine import blocks_in, cautions, chosen_kinds, combine, report, select, select_layers
-from ..uniforget.mask.subspace import Subspace
-from ..uniforget.model.blocks import describe_blocks
-from ..uniforget.model.detect import family
+from ..uniforget.mask.combine import blocks_in, chosen_kinds, combine, report
+from ..uniforget.mask.files import gates_of
 from .inputs import CATEGORY, MaskType, search, show, to_input
 
 
@@ -44,11 +41,12 @@ class CombineMasks(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask_a, mode, weight, kinds, blocks, mask_b=None):
-        if isinstance(mask_a, Subspace) or isinstance(mask_b, Subspace):
-            return cls.subspace(mask_a, mask_b, kinds, blocks)
         sources = {"mask A": mask_a} if mask_b is None else {"mask A": mask_a, "mask B": mask_b}
-        whole = mask_a if mask_b is None else combine(mask_a, mask_b, mode, weight)
-        made = select(whole, chosen_kinds(kinds), blocks)
+        whole = mask_a
+        if mask_b is not None:
+            sources = {name: gates_of(mask, f"Input {name!r} of a combination") for name, mask in sources.items()}
+            whole = combine(*sources.values(), mode, weight)
+        made = whole.select(chosen_kinds(kinds), blocks)
         did = "" if mask_b is None else f"{mode} of A and B" + (f", weight {weight:g}" if mode == "blend" else "")
         kept = "" if made is whole else f"only {made.info.extra['selected'].rpartition('; then ')[2]}"
         lines = [", ".join(filter(None, (did, kept))) or "mask A unchanged: connect mask B, or choose kinds or blocks"]
@@ -56,18 +54,6 @@ class CombineMasks(io.ComfyNode):
         there = blocks_in(made)
         if there:
             lines.append(f"blocks of this model: {there}")
-        for caution in cautions(made):
+        for caution in made.cautions():
             logging.warning("UniForget: %s", caution)
         return io.NodeOutput(made, ui=show(cls, "\n".join(lines)))
-
-    @classmethod
-    def subspace(cls, mask_a, mask_b, kinds, blocks):
-        """A part of a subspace."""
-        if mask_b is not None:
-            raise SettingError(
-                "Mask A and mask B: at least one of them is a subspace, and subspaces cannot be merged into one. Apply one after the "
-                "other, with two Apply Memorization Mask nodes."
-            )
-        made = select_layers(mask_a, chosen_kinds(kinds), blocks)
-        there = describe_blocks(family(made.info.family), made.shared)
-        return io.NodeOutput(made, ui=show(cls, f"{made.summary()}\nblocks of this subspace: {there}"))

@@ -6,11 +6,9 @@ from comfy_api.latest import io
 
 from ..uniforget import config
 from ..uniforget.checkpoint.compact import report
-from ..uniforget.errors import SettingError
 from ..uniforget.hosts.comfy import apply as host
 from ..uniforget.hosts.comfy.compact import compact
-from ..uniforget.mask.subspace import Subspace
-from ..uniforget.model.fingerprint import same_base
+from ..uniforget.mask.files import gates_of
 from .inputs import CATEGORY, MaskType, search, show, to_input
 
 
@@ -40,15 +38,11 @@ class CompactModel(io.ComfyNode):
     @classmethod
     def execute(cls, model, mask, multiple):
         multiple = int(config.MULTIPLE.check(multiple))
-        if isinstance(mask, Subspace):
-            raise SettingError(
-                "Input 'mask': this is a subspace, which switches directions off and no neurons, so nothing can be cut out. Use a mask of gates here, and "
-                "Apply Memorization Mask for the subspace."
-            )
+        mask = gates_of(mask, "Compact Model (Prune)")
         base = host.base_fingerprint(model)
         small, plan = compact(model, mask, multiple)
-        lines = [mask.summary(), *report(plan)]
-        if mask.info.base and base and not any(same_base(one, base) for one in mask.info.base.split()):
-            lines.append("Careful: this mask was learned on another model. It may forget less, or harm quality.")
-            logging.warning("UniForget: %s", lines[-1])
+        cautions = mask.cautions(base)
+        for caution in cautions:
+            logging.warning("UniForget: %s", caution)
+        lines = [mask.summary(), *report(plan), *cautions]
         return io.NodeOutput(small, ui=show(cls, "\n".join(lines)))

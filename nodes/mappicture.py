@@ -5,7 +5,6 @@ from itertools import groupby
 from PIL import Image, ImageDraw, ImageFont
 
 from ..uniforget.mask.map import mask_map
-from ..uniforget.mask.subspace import Subspace
 from ..uniforget.model.blocks import block_rows
 from ..uniforget.model.detect import family
 
@@ -48,7 +47,7 @@ def mask_picture(mask, theme="dark", kept=None):
     image = Image.new("RGB", (LEFT + wide + RIGHT, TOP + high + BOTTOM), paper)
     draw = ImageDraw.Draw(image)
     title, words, small = (ImageFont.load_default(size) for size in (30, 24, 20))
-    thing, what = ("subspace", "of directions removed") if isinstance(mask, Subspace) else ("mask", "switched off")
+    thing, what = ("subspace", "of directions removed") if mask.what == "subspace" else ("mask", "switched off")
     draw.text((24, 20), f"Where this {thing} bites", ink, title)
     draw.text((24, 62), f"{family(mask.info.family).title}, {mask.digest()}: {mask.off_share():.1%} {what}", faint, small)
 
@@ -81,9 +80,8 @@ def mask_picture(mask, theme="dark", kept=None):
 
 def _axis(draw, mask, found, cell, y, inks, fonts):
     """Names of the rows of blocks above the map, and numbers below it, as many as there is room for."""
-    names = mask.shared if isinstance(mask, Subspace) else mask.gates
     index = {name: i for i, name in enumerate(found.columns)}
-    for row in block_rows(family(mask.info.family), names):
+    for row in block_rows(family(mask.info.family), mask.names):
         columns = [index[row.label if row.single else f"{row.label}{number}"] for number in row.numbers]
         left, right = LEFT + columns[0] * cell, LEFT + (columns[-1] + 1) * cell - GAP
         draw.line((left, TOP - 10, right - 1, TOP - 10), inks[1], 2)

@@ -5,9 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..uniforget import config
-from ..uniforget.mask.combine import select, select_layers
 from ..uniforget.mask.map import map_data, named_blocks
-from ..uniforget.mask.subspace import Subspace
 from .inputs import CATEGORY, MaskType, search, show, to_input
 from .mappicture import mask_picture
 
@@ -51,7 +49,7 @@ class MaskMapNode(io.ComfyNode):
         theme = config.MAP_THEME.check(theme)
         blocks = config.COMBINE["blocks"].check(blocks).strip()
         data = map_data(mask)
-        kept = (select_layers if isinstance(mask, Subspace) else select)(mask, blocks=blocks)
+        kept = mask.select(blocks=blocks)
         picture = mask_picture(mask, theme, named_blocks(mask, blocks))
         array = np.asarray(picture, dtype=np.float32) / 255
         return io.NodeOutput(

@@ -12,11 +12,10 @@ from comfy_api.latest import io
 from ..uniforget import config
 from ..uniforget.checkpoint import lora as lorafile
 from ..uniforget.hosts.comfy import apply as host
-from ..uniforget.hosts.comfy.subspace import apply_subspace, layers_of
 from ..uniforget.learn import Settings
 from ..uniforget.learn.recover import one_of_each, recover
+from ..uniforget.mask.gates import match_sites
 from ..uniforget.mask.subspace import match_layers
-from ..uniforget.model.sites import match_sites
 from ..uniforget.prompts import prompts_hash
 from .inputs import CATEGORY, MaskType, search, show, to_input, valid
 from .learn import prepare, read_prompts
@@ -77,7 +76,7 @@ class RecoverQuality(io.ComfyNode):
         family, sites = host.sites_of(model)
         matched = match_sites(gates, family, sites) if gates else []
         if subspace:
-            match_layers(subspace, *layers_of(model))
+            match_layers(subspace, *host.layers_of(model))
         prompts = read_prompts(values["prompts"], model)
         settings = Settings(**{name: values[name] for name in ("steps", "batch", "cfg", "seed", "memory", "learning_rate")})
         folder = Path(folder_paths.get_output_directory(), "uniforget")
@@ -101,7 +100,7 @@ class RecoverQuality(io.ComfyNode):
         text = f"saved as {path}\ndifference to the original on neutral prompts: {lora.curve[0].reconstruction:.4f} -> {lora.curve[-1].reconstruction:.4f}"
         logging.info("UniForget: %s", text)
         model = host.apply_mask(model, gates) if gates else model
-        model = apply_subspace(model, subspace) if subspace else model
+        model = host.apply_mask(model, subspace) if subspace else model
         return io.NodeOutput(with_lora(model, lora), str(path), ui=show(cls, text))
 
 

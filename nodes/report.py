@@ -17,7 +17,6 @@ from ..uniforget import __version__, atomic
 from ..uniforget.errors import ReportFileError
 from ..uniforget.hosts.comfy import apply as host
 from ..uniforget.mask import file as maskfile
-from ..uniforget.mask.subspace import Subspace
 from ..uniforget.model.fingerprint import same_base
 from ..uniforget.report import graph as apiprompt
 from ..uniforget.report import report
@@ -148,7 +147,7 @@ class Report(io.ComfyNode):
             shares=mask.sparsity(),
             picture_of_mask=report.embed(mask_picture(mask, "light"), MAP_WIDTH),
             model=rows,
-            mask=report.mask_rows(mask, "" if isinstance(mask, Subspace) else hashlib.sha256(maskfile.dumps(mask)).hexdigest()),
+            mask=report.mask_rows(mask, "" if mask.what == "subspace" else hashlib.sha256(maskfile.dumps(mask)).hexdigest()),
             versions=versions(),
             settings=apiprompt.settings_of(prompt, node) if include_workflow else (),
             workflow=apiprompt.workflow_text(extra, prompt) if include_workflow else "",

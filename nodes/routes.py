@@ -15,7 +15,7 @@ from comfy.cli_args import args
 from ..uniforget import untrusted
 from ..uniforget.errors import FamilyError, MaskFileMissingError, SettingError, TooLargeError, UniForgetError
 from ..uniforget.mask import file as maskfile
-from ..uniforget.mask import subspacefile
+from ..uniforget.mask import files, subspacefile
 from ..uniforget.mask import text as masktext
 from ..uniforget.model.detect import family
 from .guard import BusyError, aside, told
@@ -86,7 +86,7 @@ def _text_of(name):
         raise SettingError(f"Setting 'name': expected at most {LONGEST_NAME} characters; found {len(name)}.")
     path = find_mask(name)
     if subspacefile.is_subspace(path):  # which can have gigabytes: not read to be refused
-        masktext.refuse_subspace()
+        files.refuse_subspace("Embed mask in workflow")
     mask = maskfile.load(path)
     return {"text": masktext.to_text(mask), "summary": summary(mask)}
 

@@ -16,7 +16,7 @@ from ..uniforget.checkpoint.fileplan import Use
 from ..uniforget.checkpoint.sanitize import sanitize
 from ..uniforget.errors import ModelFileError, SettingError
 from ..uniforget.hosts.comfy.compact import load
-from ..uniforget.mask.subspace import Subspace
+from ..uniforget.mask.files import gates_of
 from .inputs import CATEGORY, MaskType, search, show, to_input, valid
 from .maskio import EXTENSION, check_name, saving_as
 
@@ -132,11 +132,12 @@ class SaveSanitized(io.ComfyNode):
             bar.update_absolute(1000 * done // max(of, 1))
 
         if compact:
-            if isinstance(mask, Subspace) or mask_b is not None or strength != 1 or set(per_kind.values()) != {1}:
+            gates = gates_of(mask, "Setting 'compact'")
+            if mask_b is not None or strength != 1 or set(per_kind.values()) != {1}:
                 raise SettingError(
                     "Setting 'compact': only one mask of gates at strength 1 (all strengths) can be cut out. Switch it off, or set them to 1."
                 )
-            found = compactfile.save(source, target, mask, 64, overwrite, report)
+            found = compactfile.save(source, target, gates, 64, overwrite, report)
             return [*cut_report(found), mask.summary()]
         uses = [Use(one, strength, per_kind) for one in (mask, mask_b) if one is not None]
         done = sanitize(source, target, uses, overwrite, report)

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..uniforget import config
 from ..uniforget.errors import MaskError, SettingError
-from ..uniforget.mask.subspace import Subspace
+from ..uniforget.mask.files import subspace_of
 from .inputs import CATEGORY, MaskType, search, show, to_input
 
 
@@ -33,13 +33,8 @@ class SetThreshold(io.ComfyNode):
     @classmethod
     def execute(cls, mask, threshold):
         threshold = config.THRESHOLD.check(threshold)
-        if not isinstance(mask, Subspace):
-            raise SettingError(
-                "This is a mask of gates, which has no threshold. Use the strength of Apply Memorization Mask, or learn with the "
-                "objective 'subspace'."
-            )
         try:
-            moved = mask.at(threshold)
+            moved = subspace_of(mask, "Set Subspace Threshold").at(threshold)
         except MaskError as error:
             raise SettingError(f"Setting 'threshold': {error}") from error
         return io.NodeOutput(moved, ui=show(cls, moved.summary()))

@@ -197,7 +197,7 @@ def test_what_cannot_be_embedded_is_said(editor, folder):
     subspace = Subspace({layer: basis}, {layer: layer}, {layer: "ffn"}, 0.05, MaskInfo("sd3", "", method="subspace", version="1"))
     subspacefile.save(subspace, folder / "subspace.safetensors")
     for name, words in (
-        (f"{folder.name}/subspace.safetensors", "a subspace has megabytes"),
+        (f"{folder.name}/subspace.safetensors", "needs a mask of gates; found a subspace"),
         ("gone.safetensors", "There is no mask"),
     ):
         editor.load(masks.loaded(name), show=1)

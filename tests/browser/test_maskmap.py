@@ -5,7 +5,6 @@ import pytest
 from launcher.paths import PACK_NAME
 from tests.unit.test_blocks import REFUSED, SELECTIONS
 from uniforget.errors import SettingError
-from uniforget.mask.combine import select
 from uniforget.model.blocks import block_name, block_of, block_rows, select_blocks
 from uniforget.model.detect import family
 from uniforget.model.families.schema import KINDS
@@ -121,7 +120,7 @@ def test_a_click_leaves_a_block_alone(shown, editor):
     assert after[1] == before[1] and not near(after[0], before[0], 20)
     assert editor.place(2) == place, "a click on the map moved the node or the view"
     entry = editor.run()
-    assert select(mask, KINDS, "0, 2-3").digest() in entry["outputs"]["2"]["text"][0]
+    assert mask.select(KINDS, "0, 2-3").digest() in entry["outputs"]["2"]["text"][0]
     found.toggles.nth(1).click()
     assert found.blocks == "" and all(found.kept)
     assert found.colours(2, 7) == before

@@ -121,7 +121,7 @@ def test_a_subspace_is_not_embedded(client, masks):
     subspace = Subspace({FC2: basis}, {FC2: FC2}, {FC2: "ffn"}, 0.05, MaskInfo("sd3", "", method="subspace", version="0.1.0"))
     subspacefile.save(subspace, masks / "subspace.safetensors")
     status, found = get_text(client, f"{masks.name}/subspace.safetensors")
-    assert status == 400 and "a subspace has megabytes" in found["error"]
+    assert status == 400 and "needs a mask of gates; found a subspace" in found["error"]
 
 
 def test_bodies_have_a_limit(client):

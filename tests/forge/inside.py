@@ -28,7 +28,7 @@ spec = importlib.util.spec_from_file_location(
 sys.modules["extension"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["extension"])
 from extension.hosts.webui import Request, Run, forge
-from extension.mask.fold import factors, fold
+from extension.mask.edit import merge
 from extension.mask.gates import gated
 from extension.mask.info import MaskInfo, MaskSet
 from extension.model.sites import find_sites
@@ -107,7 +107,7 @@ def check_unet(name, dtype, bnb, tolerance):
         masked = run_unet(clone)
         patcher.refresh_loras()
         assert torch.equal(run_unet(patcher), before), "weights did not come back"
-        with gated(modules, sites, factors(mask, strength)):
+        with gated(modules, sites, mask.factors(strength)):
             expected = run_unet(patcher)
         assert torch.isfinite(expected).all() and not torch.equal(expected, before)
         error = ((masked - expected).norm() / (expected - before).norm()).item()
@@ -138,7 +138,7 @@ def check_lora(online):
     patcher.refresh_loras()
     state = {k.removeprefix("diffusion_model."): v for k, v in patcher.model.named_parameters()}
     state[f"{name}.weight"] = weight + up @ down
-    folded = fold(state, mask)
+    folded = merge(state, mask)
     with torch.inference_mode():
         for k, value in folded.items():
             patcher.model.diffusion_model.get_parameter(k).copy_(value)
@@ -153,7 +153,7 @@ def check_flux():
     mask = half(patcher)
     state = {n.removeprefix("diffusion_model."): w.clone() for n, w in patcher.model.named_parameters()}
     _, landed = applied(patcher, mask, strength=0.5)
-    expected = fold(state, mask, 0.5)
+    expected = merge(state, mask, 0.5)
     found = {n.removeprefix("diffusion_model."): w for n, w in patcher.model.named_parameters()}
     assert any(not torch.equal(found[n], w) for n, w in state.items())
     assert all(torch.allclose(found[n], w, atol=1e-6) for n, w in expected.items())

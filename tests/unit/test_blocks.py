@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from uniforget.errors import FamilyError, SettingError
-from uniforget.mask.combine import blocks_in, chosen_kinds, combine, select
+from uniforget.mask.combine import blocks_in, chosen_kinds, combine
 from uniforget.mask.info import MaskInfo, MaskSet
 from uniforget.model.blocks import block_numbers, block_of, describe_blocks, select_blocks
 from uniforget.model.detect import family
@@ -74,7 +74,7 @@ SELECTIONS = [
 @pytest.mark.parametrize(("made", "text", "blocks"), SELECTIONS, ids=lambda v: v if isinstance(v, str) else "")
 def test_blocks_as_artists_write_them(made, text, blocks):
     whole = made()
-    part = select(whole, blocks=text)
+    part = whole.select(blocks=text)
     there = {block_of(family(whole.info.family), name) for name, gates in part.gates.items() if gates.min() == 0}
     assert there == blocks
     # all gates of a block, and no other
@@ -85,7 +85,7 @@ def test_blocks_as_artists_write_them(made, text, blocks):
 @pytest.mark.parametrize("text", ["", "  ", "all", "ALL", ",", "IN, MID, OUT"])
 def test_everything_is_the_very_same_mask(text):
     whole = unet()
-    assert select(whole, KINDS, text) is whole
+    assert whole.select(KINDS, text) is whole
 
 
 REFUSED = [
@@ -116,7 +116,7 @@ REFUSED = [
 @pytest.mark.parametrize(("made", "text", "message"), REFUSED, ids=lambda v: v[:20] if isinstance(v, str) else "")
 def test_selections_that_mean_nothing_are_refused_with_what_there_is(made, text, message):
     with pytest.raises(SettingError, match=rf"Setting 'blocks': .*{message}"):
-        select(made(), blocks=text)
+        made().select(blocks=text)
 
 
 @pytest.mark.parametrize("made", [unet, flux, sd3, z_image])
@@ -164,27 +164,27 @@ def test_a_label_may_be_quite_another_word_than_the_modules():
 
 
 def test_kinds():
-    part = select(unet(), ("norm", "attn"))
+    part = unet().select(("norm", "attn"))
     assert {kind: part.off_share(kind) for kind in KINDS} == {"ffn": 0, "norm": 0.5, "attn": 0.5}
-    both = select(unet(), chosen_kinds("ffn"), "MID")
+    both = unet().select(chosen_kinds("ffn"), "MID")
     assert [name for name, gates in both.gates.items() if gates.min() == 0] == ["middle_block.1.transformer_blocks.0.ff.net.2"]
-    assert select(sd3(), ("ffn", "norm")).off_share("ffn") == 0.5, "a kind that the mask lacks may be asked for beside others"
-    with pytest.raises(SettingError, match="this mask has no gates of norm; it has ffn"):
-        select(sd3(), ("norm",))
-    with pytest.raises(SettingError, match=r"in 'double 3' this mask has gates of ffn only.*\(norm\)"):
-        select(flux(), ("norm",), "double 3")
+    assert sd3().select(("ffn", "norm")).off_share("ffn") == 0.5, "a kind that the mask lacks may be asked for beside others"
+    with pytest.raises(SettingError, match="this mask has nothing of norm; it has ffn"):
+        sd3().select(("norm",))
+    with pytest.raises(SettingError, match=r"in 'double 3' this mask has ffn only.*\(norm\)"):
+        flux().select(("norm",), "double 3")
     for kinds in ((), ("heads",)):
         with pytest.raises(SettingError, match="Kinds to keep: expected some of ffn, norm, attn; found"):
-            select(sd3(), kinds)
+            sd3().select(kinds)
 
 
 def test_a_selection_says_what_it_is_of():
     whole = unet()
-    part = select(select(whole, ("ffn", "norm"), "IN4-8"), blocks="IN4")
+    part = whole.select(("ffn", "norm"), "IN4-8").select(blocks="IN4")
     assert part.info.extra["selected"] == "ffn, norm, IN4-8; then IN4"
-    assert part.info.extra["selected_from"] == select(whole, ("ffn", "norm"), "IN4-8").digest()
+    assert part.info.extra["selected_from"] == whole.select(("ffn", "norm"), "IN4-8").digest()
     assert (part.info.method, part.info.base) == (whole.info.method, whole.info.base)
-    made = select(combine(whole, whole, "union"), ("ffn",))
+    made = combine(whole, whole, "union").select(("ffn",))
     assert made.info.extra == {
         "combined_a": whole.digest(), "combined_b": whole.digest(), "selected": "ffn", "selected_from": whole.digest()
     }  # fmt: skip
@@ -193,7 +193,7 @@ def test_a_selection_says_what_it_is_of():
         "sd3",
         {"loss_hard": "0.1"},
     )
-    assert "loss_hard" not in select(learned, ("ffn",)).info.extra, "it was measured on the whole mask"
+    assert "loss_hard" not in learned.select(("ffn",)).info.extra, "it was measured on the whole mask"
 
 
 def test_a_family_of_a_newer_version():
@@ -201,4 +201,4 @@ def test_a_family_of_a_newer_version():
     assert blocks_in(strange) == ""
     assert combine(strange, strange, "difference").off_share() == 0
     with pytest.raises(FamilyError, match="'sd9'"):
-        select(strange, blocks="0")
+        strange.select(blocks="0")

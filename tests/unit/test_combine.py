@@ -8,7 +8,7 @@ import torch
 from uniforget import __version__, config
 from uniforget.errors import MismatchError, SettingError
 from uniforget.mask import file as maskfile
-from uniforget.mask.combine import MODES, cautions, changes, chosen_kinds, combine, report, select
+from uniforget.mask.combine import MODES, changes, chosen_kinds, combine, report
 from uniforget.mask.info import MaskInfo, MaskSet
 from uniforget.model.families.schema import KINDS
 from uniforget.model.fingerprint import fingerprint
@@ -192,11 +192,11 @@ def test_different_base_models_are_allowed_and_named():
     a, b, c = (mask({FFN: [0.0, 1.0]}, base=base(i), base_name=f"model{i}") for i in (1, 2, 3))
     made = combine(a, b)
     assert made.info.base.split() == [base(1), base(2)] and made.info.base_name == "model1 + model2"
-    [caution] = cautions(made)
+    [caution] = made.cautions()
     assert "different models (model1 + model2)" in caution and caution in report(made, {"A": a})
     again = combine(combine(made, a), combine(c, b))
     assert again.info.base.split() == [base(1), base(2), base(3)] and again.info.base_name == "model1 + model2 + model3"
-    assert cautions(combine(a, a)) == [] and combine(a, a).info.base == base(1)
+    assert combine(a, a).cautions() == [] and combine(a, a).info.base == base(1)
     # a copy in another dtype has a slightly different fingerprint
     weights = torch.randn(50, 50, generator=torch.Generator().manual_seed(1))
     copy = fingerprint({"w": weights.to(torch.float8_e4m3fn).float()})
@@ -211,7 +211,7 @@ def test_results_are_saved_loaded_and_ordinary_tensors(tmp_path):
     a, b = random_mask(1), random_mask(2)
     for mode in MODES:
         with torch.inference_mode():
-            made = select(combine(a, b, mode, 1 / 3), ("ffn", "norm"), "0")
+            made = combine(a, b, mode, 1 / 3).select(("ffn", "norm"), "0")
         assert not any(gates.is_inference() for gates in made.gates.values())
         assert made.digest() not in (a.digest(), b.digest())
         maskfile.save(made, tmp_path / "x.safetensors")
@@ -245,16 +245,16 @@ def test_a_mask_that_switches_nothing_off_is_legal_and_said_to_be_useless(tmp_pa
     made = combine(HARD_A, HARD_A, "difference")
     assert made.off_share() == 0
     assert "switches nothing off" in report(made, {"mask A": HARD_A})
-    assert cautions(HARD_A) == [] and cautions(mask({FFN: [0.99, 1.0]})) == []
+    assert HARD_A.cautions() == [] and mask({FFN: [0.99, 1.0]}).cautions() == []
     maskfile.save(made, tmp_path / "x.safetensors")
     assert maskfile.load(tmp_path / "x.safetensors").digest() == made.digest()
 
 
 def test_parts_of_a_mask_combine_to_that_mask_again():
     whole = random_mask(4)
-    ffn, rest = select(whole, ("ffn",)), select(whole, ("norm", "attn"))
+    ffn, rest = whole.select(("ffn",)), whole.select(("norm", "attn"))
     assert len({whole.digest(), ffn.digest(), rest.digest()}) == 3
     assert list(ffn.gates) == list(whole.gates), "shares stay shares of the whole model"
     assert combine(ffn, rest, "union").digest() == whole.digest()
     assert combine(whole, rest, "difference").digest() == ffn.digest()
-    assert cautions(combine(ffn, rest, "intersection")) != []
+    assert combine(ffn, rest, "intersection").cautions() != []

@@ -16,7 +16,7 @@ from uniforget.errors import MismatchError, ModelFileError, SettingError
 from uniforget.hosts.diffusers.apply import find_modules, fold_
 from uniforget.hosts.diffusers.compact import compact_
 from uniforget.mask import files
-from uniforget.mask.fold import fold
+from uniforget.mask.edit import merge
 from uniforget.mask.info import MaskInfo, MaskSet
 from uniforget.model.detect import canonical, detect
 
@@ -128,7 +128,7 @@ def test_the_command_line_writes_a_smaller_file(cut_file):
     )
     prefix, found = compactfile.read(safefile.read_header(target))
     spread = compactfile.whole(load_file(target), prefix, found)
-    wanted = fold(load_file(source), mask)
+    wanted = merge(load_file(source), mask)
     for name, value in wanted.items():
         cut = found.cuts.get(name.rpartition(".")[0])
         if cut is None:

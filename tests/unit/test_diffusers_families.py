@@ -10,7 +10,6 @@ import torch
 from tests.unit import diffusers_zoo as zoo
 from uniforget.errors import FamilyError, UniForgetError
 from uniforget.hosts.diffusers.apply import find_modules, fold_
-from uniforget.mask.fold import factors
 from uniforget.mask.gates import gated
 from uniforget.mask.info import MaskInfo, MaskSet
 from uniforget.model.families.schema import KINDS
@@ -90,7 +89,7 @@ def test_a_head_is_as_wide_as_the_modules_head(loaded):
 def test_hooks_equal_folding(loaded, kinds):
     mask = loaded.mask(kinds)
     for strength in (0.37, 1.0):
-        by_hooks = loaded.gates(factors(mask, strength))
+        by_hooks = loaded.gates(mask.factors(strength))
         assert loaded.change(by_hooks) > 1e-3, "the mask must change something"
         folded = copy.deepcopy(loaded.model)
         fold_(folded, mask, strength)
@@ -100,8 +99,8 @@ def test_hooks_equal_folding(loaded, kinds):
 
 def test_strength_zero_is_bit_identical(loaded):
     mask = loaded.mask(KINDS)
-    assert not torch.equal(loaded.gates(factors(mask, 0.37)), loaded.before)
-    assert torch.equal(loaded.gates(factors(mask, 0.0)), loaded.before)
+    assert not torch.equal(loaded.gates(mask.factors(0.37)), loaded.before)
+    assert torch.equal(loaded.gates(mask.factors(0.0)), loaded.before)
     folded = copy.deepcopy(loaded.model)
     fold_(folded, mask, 0.0)
     state = loaded.model.state_dict()

@@ -34,7 +34,6 @@ RANKS = [
 # (file, what it imports from above): each is to go
 CIRCLES = {
     ("uniforget/mask/subspace.py", "uniforget.learn.moments"),
-    ("uniforget/model/sites.py", "uniforget.mask.info"),
 }
 
 

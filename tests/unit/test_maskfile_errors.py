@@ -234,5 +234,5 @@ def test_what_cannot_be_embedded_is_said():
         masktext.to_text(wide)
     basis = Basis(torch.eye(4), torch.tensor([0.7, 0.2, 0.1, 0.0]))
     subspace = Subspace({"a": basis}, {"a": "a"}, {"a": "ffn"}, 0.05, INFO)
-    with pytest.raises(errors.SettingError, match="subspace has megabytes.*Share its file"):
+    with pytest.raises(errors.SettingError, match="Embed mask in workflow needs a mask of gates; found a subspace"):
         masktext.to_text(subspace)

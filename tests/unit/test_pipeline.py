@@ -19,7 +19,6 @@ from uniforget.hosts.diffusers.listener import growth, join, joinable, row
 from uniforget.hosts.diffusers.load import load_pipeline
 from uniforget.hosts.diffusers.pipeline import PipelineModel, denoiser
 from uniforget.learn import Settings, euler, learn
-from uniforget.mask.fold import factors
 from uniforget.mask.gates import gated
 
 STEPS = 3
@@ -116,7 +115,7 @@ def test_a_learned_mask_folds_into_the_pipeline(name, objective):
     x = model.initial(2, torch.Generator().manual_seed(1))
     with torch.no_grad():
         before = model.denoise(x, model.sigmas[[0, 1]], [0, -1])
-        with gated(model.modules, model.sites, factors(mask)):
+        with gated(model.modules, model.sites, mask.factors()):
             wanted = model.denoise(x, model.sigmas[[0, 1]], [0, -1])
         fold_(denoiser(pipe)[1], mask)
         after = model.denoise(x, model.sigmas[[0, 1]], [0, -1])

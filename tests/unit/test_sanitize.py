@@ -22,7 +22,7 @@ from uniforget.checkpoint.verify import verify
 from uniforget.errors import FamilyError, MismatchError, ModelFileError, SettingError
 from uniforget.hosts.diffusers.apply import find_modules, layers_of, project_
 from uniforget.mask import files
-from uniforget.mask.fold import fold
+from uniforget.mask.edit import merge
 from uniforget.mask.info import MaskInfo, MaskSet
 from uniforget.mask.subspace import Basis, Subspace
 
@@ -81,7 +81,7 @@ def test_what_the_mask_acts_on_changes_and_nothing_else(tmp_path, mask, dtype, s
     state = checkpoint(source, dtype)
     done = sanitize(source, target, [Use(mask, strength)])
     found, before, after = load_file(target), raw(source), raw(target)
-    exact = fold({k: v.float() for k, v in state.items()}, mask, strength, prefix=PREFIX)
+    exact = merge({k: v.float() for k, v in state.items()}, mask, strength, prefix=PREFIX)
     changed = {k for k, v in exact.items() if k.startswith(PREFIX) and not torch.equal(v, state[k].float())}
     averages = {"model_ema." + k.removeprefix("model.").replace(".", "") for k in changed}
     assert {k for k in before if before[k] != after[k]} == changed | averages and changed
@@ -163,7 +163,7 @@ def test_a_diffusers_folder_keeps_its_other_parts(tmp_path, folder):
     assert len(list((sharded / "unet").glob("*.safetensors"))) > 2
     done = sanitize(sharded, tmp_path / "out", [Use(mask)])
     assert done.changed and not list(tmp_path.glob(".*.tmp"))
-    wanted = fold(unet.state_dict(), mask)
+    wanted = merge(unet.state_dict(), mask)
     found = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet").state_dict()
     assert all(torch.equal(found[k], wanted[k]) for k in wanted)
     for path in sharded.rglob("*"):
@@ -370,7 +370,7 @@ def test_combining_on_the_command_line(tmp_path, mask):
     assert part.returncode == 0 and files.load(out).sparsity()["norm"] == 0 < files.load(out).sparsity()["ffn"]
     files.save(subspace().trimmed(1e-6, 0.03), b)
     refused = here("combine", str(a), str(b), "-o", str(out), "--overwrite")
-    assert refused.returncode == 1 and "subspaces cannot be merged" in refused.stderr
+    assert refused.returncode == 1 and "needs a mask of gates; found a subspace" in refused.stderr
 
 
 def test_headers_of_any_order_and_length(tmp_path):

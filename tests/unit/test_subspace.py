@@ -17,9 +17,9 @@ from uniforget.learn import Settings, learn, moments
 from uniforget.learn.moments import Moments, collect
 from uniforget.learn.subspace import learn_subspace, plan
 from uniforget.mask import files, subspacefile
-from uniforget.mask.combine import select_layers
+from uniforget.mask.edit import Project
 from uniforget.mask.info import MaskInfo
-from uniforget.mask.subspace import Basis, Subspace, basis_of, project, subspace_of
+from uniforget.mask.subspace import Basis, Subspace, basis_of, subspace_of
 
 INFO = MaskInfo(family="sd3", base="", method="subspace", preset="medium")
 
@@ -118,9 +118,8 @@ def test_projection_gives_up_the_threshold_and_no_more(model, found, subspace):
         gone = basis.edit(0.01)
         if gone is None:
             continue
-        vectors, complement = gone
         identity = torch.eye(basis.width)
-        projector = project(identity, vectors, complement, 1.0).double()
+        projector = gone.weight(identity).double()
         torch.testing.assert_close(projector @ projector, projector, atol=1e-4, rtol=0)
         moment = found.sums[name]
         lost = float(((identity.double() - projector) @ moment @ (identity.double() - projector).T).trace() / moment.trace())
@@ -135,11 +134,11 @@ def test_both_bases_give_the_same_weight():
     vectors = torch.linalg.qr(torch.randn(12, 12))[0]
     weight = torch.randn(5, 12)
     for strength in (0.3, 1.0):
-        a = project(weight, vectors[:, 7:], False, strength)
-        b = project(weight, vectors[:, :7], True, strength)
+        a = Project(vectors[:, 7:], False, strength).weight(weight)
+        b = Project(vectors[:, :7], True, strength).weight(weight)
         torch.testing.assert_close(a, b)
-    assert torch.equal(project(weight, vectors[:, 7:], False, 0.0), weight)
-    assert project(weight.half(), vectors[:, 7:], False, 1.0).dtype == torch.float16
+    assert torch.equal(Project(vectors[:, 7:], False, 0.0).weight(weight), weight)
+    assert Project(vectors[:, 7:]).weight(weight.half()).dtype == torch.float16
 
 
 def test_what_q_k_and_v_share_is_counted_once():
@@ -192,13 +191,13 @@ def test_strength_and_kinds(loaded, subspace):
 
 
 def test_only_some_blocks_and_kinds(subspace):
-    part = select_layers(subspace, ("attn",), "1")
+    part = subspace.select(("attn",), "1")
     assert set(part.shared) == {f"joint_blocks.1.{s}_block.attn.{p}" for s in ("x", "context") for p in ("qkv", "proj")}
-    assert select_layers(subspace) is subspace
+    assert subspace.select() is subspace
     with pytest.raises(SettingError, match="there is no block 9"):
-        select_layers(subspace, blocks="9")
-    with pytest.raises(SettingError, match="layers of attn and ffn, and none of norm"):
-        select_layers(subspace, ("norm",))
+        subspace.select(blocks="9")
+    with pytest.raises(SettingError, match="this mask has nothing of norm; it has ffn, attn"):
+        subspace.select(("norm",))
 
 
 def test_saved_and_loaded(loaded, subspace, tmp_path):

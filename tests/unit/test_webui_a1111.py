@@ -6,9 +6,8 @@ import torch
 from tests.unit.webui_host import INPUT, half, subspace, unet
 from uniforget.errors import MismatchError
 from uniforget.hosts.webui import Request, Run
-from uniforget.hosts.webui.a1111 import hooked
-from uniforget.mask.fold import fold
-from uniforget.mask.subspace import project
+from uniforget.hosts.webui.a1111 import applied
+from uniforget.mask.edit import merge
 
 
 def hooks(model):
@@ -16,13 +15,13 @@ def hooks(model):
 
 
 def folded(model, mask, *given):
-    return torch.func.functional_call(model, fold(dict(model.named_parameters()), mask, *given), INPUT)
+    return torch.func.functional_call(model, merge(dict(model.named_parameters()), mask, *given), INPUT)
 
 
 def test_hooks_do_what_folding_does_and_leave(monkeypatch):
     model = unet()
     mask, before = half(model), model(*INPUT)
-    with hooked(model, Run(Request(True), mask)) as landed:
+    with applied(model, Run(Request(True), mask)) as landed:
         assert str(landed) == "12 of 12" and hooks(model) == 12
         masked = model(*INPUT)
     assert not torch.allclose(masked, before, atol=0.01)
@@ -32,13 +31,13 @@ def test_hooks_do_what_folding_does_and_leave(monkeypatch):
 
 def test_strength_zero_has_no_hooks_and_an_error_leaves_none():
     model = unet()
-    with hooked(model, Run(Request(True, strength=0.0), half(model))):
+    with applied(model, Run(Request(True, strength=0.0), half(model))):
         assert hooks(model) == 0
-    with pytest.raises(KeyError), hooked(model, Run(Request(True, strength=0.5), half(model))):
+    with pytest.raises(KeyError), applied(model, Run(Request(True, strength=0.5), half(model))):
         assert hooks(model) == 12
         raise KeyError
     assert hooks(model) == 0
-    with pytest.raises(MismatchError), hooked(model, Run(Request(True), half(unet(width=32)))):
+    with pytest.raises(MismatchError), applied(model, Run(Request(True), half(unet(width=32)))):
         pass
     assert hooks(model) == 0
 
@@ -49,7 +48,7 @@ def test_a_lora_that_changes_or_restores_weights_meanwhile_is_masked():
     layer = model.input_blocks[1][1].transformer_blocks[0].ff.net[2]
     original = layer.weight.clone()
     layer.network_weights_backup = original
-    with hooked(model, Run(Request(True), mask)):
+    with applied(model, Run(Request(True), mask)):
         layer.weight += 0.1
         assert torch.allclose(model(*INPUT), folded(model, mask), atol=1e-5)
         layer.weight.copy_(original)
@@ -58,12 +57,12 @@ def test_a_lora_that_changes_or_restores_weights_meanwhile_is_masked():
 
 def test_the_fingerprint_is_the_unpatched_models():
     model = unet()
-    with hooked(model, Run(Request(True), half(model))) as plain:
+    with applied(model, Run(Request(True), half(model))) as plain:
         pass
     layer = model.input_blocks[1][1].transformer_blocks[0].ff.net[2]
     layer.network_weights_backup = layer.weight.clone()
     layer.weight.mul_(-1)
-    with hooked(model, Run(Request(True), half(model))) as with_lora:
+    with applied(model, Run(Request(True), half(model))) as with_lora:
         pass
     assert plain.base and with_lora.base == plain.base
 
@@ -71,7 +70,7 @@ def test_the_fingerprint_is_the_unpatched_models():
 def test_factors_follow_the_input():
     model, mask = unet().double(), half(unet())
     inputs = tuple(x.double() for x in INPUT)
-    with hooked(model, Run(Request(True), mask)):
+    with applied(model, Run(Request(True), mask)):
         assert model(*inputs).dtype == torch.float64
         assert model.half()(*(x.half() for x in inputs)).dtype == torch.float16
 
@@ -80,10 +79,10 @@ def test_a_subspace():
     model, learned = unet(), subspace()
     weights = dict(model.named_parameters())
     for name, basis in learned.bases.items():
-        weights[f"{name}.weight"] = project(weights[f"{name}.weight"], *basis.edit(learned.threshold), 0.5)
+        weights[f"{name}.weight"] = basis.edit(learned.threshold).at(0.5).weight(weights[f"{name}.weight"])
     expected = torch.func.functional_call(model, weights, INPUT)
     assert not torch.allclose(expected, model(*INPUT), atol=0.01)
-    with hooked(model, Run(Request(True, strength=0.5), learned)) as landed:
+    with applied(model, Run(Request(True, strength=0.5), learned)) as landed:
         assert torch.allclose(model(*INPUT), expected, atol=1e-5)
     assert str(landed) == "2 of 2"
 
@@ -92,6 +91,6 @@ def test_switching_off_twice_is_the_same_as_once():
     # gates of 0 and 1 do nothing the second time
     model = unet()
     mask = half(model)
-    with hooked(model, Run(Request(True), mask)), hooked(model, Run(Request(True), mask)):
+    with applied(model, Run(Request(True), mask)), applied(model, Run(Request(True), mask)):
         masked = model(*INPUT)
     assert torch.allclose(masked, folded(model, mask), atol=1e-5)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from tests.unit.webui_host import PACKAGE, Host, half, subspace, unet
-from uniforget.mask.fold import fold
-from uniforget.mask.subspace import Subspace, project
+from uniforget.mask.edit import merge
+from uniforget.mask.subspace import Subspace
 
 
 class Packed(nn.Parameter):
@@ -53,14 +53,14 @@ def patched(host, clone):
     return {name.removeprefix("diffusion_model."): weight for name, weight in clone.weights(host.calculators).items()}
 
 
-def test_patched_weights_are_folded_weights(host, forge, patcher):
+def test_patched_weights_are_merged_weights(host, forge, patcher):
     mask, before = half(host.network()), {n: w.clone() for n, w in patcher.model.named_parameters()}
     clone, landed = forge.apply(patcher, run(forge, mask, strength=0.5))
-    expected = fold(dict(host.network().named_parameters()), mask, 0.5)
+    expected = merge(dict(host.network().named_parameters()), mask, 0.5)
     found = patched(host, clone)
     assert any(not torch.equal(found[name], weight) for name, weight in host.network().named_parameters())
     assert all(torch.allclose(found[name], weight, atol=1e-6) for name, weight in expected.items())
-    assert (landed.sites, landed.of, str(landed)) == (12, 12, "12 of 12")
+    assert (landed.sites, str(landed)) == (12, "12 of 12")
     assert not patcher.lora_patches and all(torch.equal(before[n], w) for n, w in patcher.model.named_parameters())
 
 
@@ -114,8 +114,8 @@ def test_four_bit_weights_have_the_shape_that_they_compute_with(host, forge, pat
     layer.weight.quant_state = type("State", (), {"shape": torch.Size((16, 64))})()
     clone, _ = forge.apply(patcher, run(forge, half(unet())))
     [key] = [k for (*_, mode), keys in clone.lora_patches.items() if mode for k in keys]
-    [[_, (kind, [scale]), *_]] = clone.lora_patches[next(k for k in clone.lora_patches if k[-1])][key]
-    assert (kind, scale.shape) == ("uniforget", (64,))
+    [[_, (kind, [_, columns, rows]), *_]] = clone.lora_patches[next(k for k in clone.lora_patches if k[-1])][key]
+    assert (kind, columns.shape, rows) == ("uniforget", (64,), None)
 
 
 def test_a_patch_that_is_not_taken_is_an_error(host, forge, patcher, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_subspace(host, forge, patcher):
         layer = name.removesuffix(".weight")
         expected = weight
         if learned.kinds.get(layer) == "ffn":
-            expected = project(weight, *learned.bases[layer].edit(learned.threshold), 0.5)
+            expected = learned.bases[layer].edit(learned.threshold).at(0.5).weight(weight)
             assert not torch.equal(expected, weight)
         assert torch.allclose(found[name], expected, atol=1e-6)
     assert str(landed) == "2 of 2" and forge.applied(clone)

@@ -12,7 +12,7 @@ from tests.unit import webui_host
 from tests.unit.webui_host import INPUT, PACKAGE, ROOT, SCRIPT, Host, Processing, execute, half, unet
 from uniforget import MaskInfo, MaskSet, config, save
 from uniforget.hosts.webui.request import LABELS
-from uniforget.mask.fold import fold
+from uniforget.mask.edit import merge
 
 ON = (True, "half.safetensors")
 
@@ -28,7 +28,7 @@ def host(request, monkeypatch, tmp_path):
 
 def picture(network, mask=None, strength=1.0, per_kind=None):
     weights = dict(network.named_parameters())
-    weights = weights if mask is None else fold(weights, mask, strength, per_kind)
+    weights = weights if mask is None else merge(weights, mask, strength, per_kind)
     return torch.func.functional_call(network, weights, INPUT).sum().item() + 7
 
 

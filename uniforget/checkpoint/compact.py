@@ -15,9 +15,10 @@ import torch
 
 from ..config import MULTIPLE
 from ..errors import MismatchError, SettingError
+from ..mask.gates import match_sites
 from ..mask.info import MaskSet
 from ..model.detect import canonical, detect
-from ..model.sites import Place, find_sites, match_sites
+from ..model.sites import Place, find_sites
 
 MULTIPLES = tuple(map(int, MULTIPLE.choices))
 # What makes the hidden units that a Linear reads, in ComfyUI's naming: all of the first list that exists.

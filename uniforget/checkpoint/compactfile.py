@@ -14,12 +14,13 @@ import torch
 
 from .. import __version__, outputs, untrusted
 from ..errors import MismatchError, ModelFileError
+from ..mask.edit import Chain
 from ..mask.info import MaskSet
 from ..model.detect import detect
 from . import safefile
 from .compact import Cut, Plan, plan
 from .denoiser import find_denoisers
-from .fileplan import Steps, Use, changes
+from .fileplan import Use, changes
 from .safefile import Change, Header
 
 NOTE = "uniforget_compact"
@@ -91,11 +92,11 @@ def save(
 class _Cutting:
     """Folding, then cutting, of pieces of whole rows."""
 
-    def __init__(self, cut: Cut, fold: Steps | None):
+    def __init__(self, cut: Cut, fold: Chain | None):
         self.cut, self.fold = cut, fold
 
     def __call__(self, rows: torch.Tensor, first: int) -> torch.Tensor:
-        rows = rows if self.fold is None else self.fold(rows, first)
+        rows = rows if self.fold is None else self.fold.weight(rows, first)
         keep = self.cut.rows
         if keep is not None:
             rows = rows[keep[(keep >= first) & (keep < first + len(rows))] - first]

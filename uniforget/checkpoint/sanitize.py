@@ -17,11 +17,11 @@ from typing import Any
 
 from .. import __version__, atomic, config, outputs, untrusted
 from ..errors import ModelFileError
+from ..mask.edit import Chain
 from ..model.families.schema import KINDS
-from ..model.fingerprint import same_base
 from . import safefile
 from .denoiser import find_denoisers
-from .fileplan import Steps, Use, changes
+from .fileplan import Use, changes
 from .safefile import Header
 
 NOTE = "uniforget_applied"
@@ -171,19 +171,11 @@ def _file(source: Path, target: Path, uses: Sequence[Use], overwrite: bool, repo
 
 
 def _cautions(headers: Sequence[Header], uses: Sequence[Use], changed: int) -> tuple[str, ...]:
-    out = []
-    if not changed:
-        out.append("Careful: nothing was changed. The strength is 0, or the mask switches nothing off.")
     denoiser = find_denoisers(headers)[0]
     base = denoiser.fingerprint()
-    for use in uses:
-        info = use.learned.info
-        if base and info.base and not any(same_base(one, base) for one in info.base.split()):
-            name = f" ({info.base_name})" if info.base_name else ""
-            out.append(
-                f"Careful: mask {use.learned.digest()} was learned on another model{name}. It may forget less, or harm quality."
-            )
-    return (*out, *denoiser.cautions())
+    out = [f"{use.learned.digest()}: {caution}" for use in uses for caution in use.learned.cautions(base)]
+    nothing = [] if changed else ["Careful: nothing was changed. The strength is 0, or the mask switches nothing off."]
+    return (*nothing, *out, *denoiser.cautions())
 
 
 class _Count:
@@ -200,7 +192,7 @@ class _Count:
 def _rewrite(
     header: Header,
     target: Path,
-    what: Mapping[str, Steps],
+    what: Mapping[str, Chain],
     uses: Sequence[Use],
     count: Callable[[int], None],
     overwrite: bool = False,

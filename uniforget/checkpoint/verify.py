@@ -19,10 +19,9 @@ import torch
 
 from ..errors import MaskFileError, ModelFileError
 from ..mask import file as maskfile
-from ..mask.info import MaskSet
-from ..mask.subspace import Subspace
+from ..mask.edit import Chain, Mask
 from . import safefile
-from .fileplan import Steps, Use, changes
+from .fileplan import Use, changes
 from .safefile import Header
 from .sanitize import NOTE, denoiser_files, marked, notes, parts
 
@@ -64,7 +63,7 @@ class Verdict:
 def verify(
     path: Path,
     source: Path | None = None,
-    learned: Sequence[MaskSet | Subspace] = (),
+    learned: Sequence[Mask] = (),
     report: Callable[[int], None] = lambda count: None,
 ) -> Verdict:
     """Check a sanitized file, or a sanitized diffusers folder.
@@ -135,7 +134,7 @@ class _Group:
         proved: see :class:`Verdict`.
     """
 
-    def __init__(self, headers: list[Header], learned: Sequence[MaskSet | Subspace], report: Callable[[int], None]):
+    def __init__(self, headers: list[Header], learned: Sequence[Mask], report: Callable[[int], None]):
         self.headers, self.report = headers, report
         self.checks: list[tuple[str, Check]] = []
         self.proved = False
@@ -178,7 +177,7 @@ class _Group:
         if not all(alone[:-1]):
             self.add("earlier", None, "something was applied before, which this file does not show; verify its source as well")
 
-    def _written(self, header: Header, note: dict[str, Any], planned: dict[str, Steps] | None) -> None:
+    def _written(self, header: Header, note: dict[str, Any], planned: dict[str, Chain] | None) -> None:
         """The marked tensors are those that the masks change, and as they were written."""
         names, file = marked(header, note), header.path.name
         same = safefile.digest(header, names, self.report) == note["after"]
@@ -187,7 +186,7 @@ class _Group:
         if planned is not None and names != {name for name in planned if name in header.entries}:
             self.add("tensors", False, "the note marks other tensors than the masks change", file)
 
-    def _uses(self, note: dict[str, Any], given: dict[str, MaskSet | Subspace]) -> list[Use] | None:
+    def _uses(self, note: dict[str, Any], given: dict[str, Mask]) -> list[Use] | None:
         """What was applied, from the file or from `given`; None: something is in neither."""
         path, uses, whole = self.headers[0].path, [], True
         for entry in note["applied"]:
@@ -216,7 +215,7 @@ class _Group:
         # What a subspace does comes after: it mixes columns, and zeros do not stay.
         if uses is None or any(more is None for more in later):
             return False
-        if any(isinstance(use.learned, Subspace) for more in [uses, *(more or [] for more in later)] for use in more):
+        if any(use.learned.what == "subspace" for more in [uses, *(more or [] for more in later)] for use in more):
             return False
         found = [_zeros(header, changes(self.headers, uses), self.report) for header in self.headers]
         wanted, kept, partly = (sum(counts) for counts in zip(*found, strict=True))
@@ -230,7 +229,7 @@ class _Group:
             self.add("zeros", False if kept else None if partly or not wanted else True, said)
         return bool(wanted) and not kept and not partly
 
-    def _against(self, header: Header, source: Header, note: dict[str, Any], planned: dict[str, Steps] | None) -> bool:
+    def _against(self, header: Header, source: Header, note: dict[str, Any], planned: dict[str, Chain] | None) -> bool:
         """Compare with the source, tensor by tensor; whether anything is another."""
         names, file = marked(header, note), header.path.name
         same = safefile.digest(source, names) == note["before"]
@@ -269,7 +268,7 @@ class _Group:
 View = Callable[[int, int], memoryview]
 
 
-def _compare(new: View, old: View, entry: safefile.Entry, was: safefile.Entry, steps: Steps | None) -> tuple[bool, bool]:
+def _compare(new: View, old: View, entry: safefile.Entry, was: safefile.Entry, steps: Chain | None) -> tuple[bool, bool]:
     """Whether a tensor is what `steps` make of the source's, and whether it is the source's."""
     same = True
     for (start, end, row), (first, last, _) in zip(safefile.chunks(entry), safefile.chunks(was), strict=True):
@@ -286,13 +285,12 @@ def _compare(new: View, old: View, entry: safefile.Entry, was: safefile.Entry, s
     return True, same
 
 
-def _zeros(header: Header, planned: dict[str, Steps], report: Callable[[int], None]) -> tuple[int, int, int]:
+def _zeros(header: Header, planned: dict[str, Chain], report: Callable[[int], None]) -> tuple[int, int, int]:
     """Columns and rows of this file's weights that must be zero, how many of them are not, and how many weights are changed otherwise."""
     wanted = kept = partly = 0
     with safefile.mapped(header) as view:
         for name in (entry.name for entry in header.ordered() if entry.name in planned):
-            entry, steps = header.entries[name], planned[name].steps
-            scales = [(step.axis, step.scale) for step in steps if step.scale is not None]
+            entry, scales = header.entries[name], planned[name].factors()
             partly += any(bool(((scale != 0) & (scale != 1)).any()) for _, scale in scales)
             for axis in ("in", "out"):
                 off = [scale == 0 for along, scale in scales if along == axis]

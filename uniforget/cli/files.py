@@ -22,7 +22,6 @@ from ..errors import ModelFileError, SettingError
 from ..mask import combine as combining
 from ..mask import file as maskfile
 from ..mask import files, subspacefile
-from ..mask.subspace import Subspace
 from ..model.blocks import describe_blocks
 from ..model.detect import family
 
@@ -66,11 +65,10 @@ def uses_of(masks: Sequence[Path], strength: float, threshold: float, **kinds: f
     uses = []
     for path in masks:
         learned = files.load(path)
-        if isinstance(learned, Subspace):
-            uses.append(Use(learned.at(threshold or learned.threshold), strength, per_kind))
-        else:
-            uses.append(Use(learned, strength, per_kind, maskfile.read_bytes(path)))
-    if threshold and not any(isinstance(use.learned, Subspace) for use in uses):
+        if threshold and learned.what == "subspace":
+            learned = files.subspace_of(learned, "--threshold").at(threshold)
+        uses.append(Use(learned, strength, per_kind, maskfile.read_bytes(path) if learned.what == "mask" else b""))
+    if threshold and not any(use.learned.what == "subspace" for use in uses):
         raise SettingError("--threshold: it moves a subspace, and none of these files is one. Leave it out.")
     return uses
 
@@ -105,11 +103,7 @@ def compact(model: Path, mask: Path, output: Path, multiple: str, overwrite: boo
     """Cut a model; returns what ``--json`` prints."""
     count = int(config.MULTIPLE.check(multiple))
     outputs.check(output, overwrite, [model, mask])
-    learned = files.load(mask)
-    if isinstance(learned, Subspace):
-        raise SettingError(
-            f"{mask}: this is a subspace, which switches no neurons off, so nothing can be cut out. Use a mask of gates."
-        )
+    learned = files.gates_of(files.load(mask), f"{mask}: compact")
     with _Bar("writing") as bar:
         found = compactfile.save(model, output, learned, count, overwrite, bar.state)
     before, after = found.saved()
@@ -159,22 +153,23 @@ def inspect(path: Path) -> dict[str, Any]:
     if header := _header_of_model(path):
         return _model([header], path)
     learned = files.load(path)
-    names = learned.shared if isinstance(learned, Subspace) else learned.gates
     info = {k: (dict(v) if k == "extra" else list(v) if isinstance(v, tuple) else v) for k, v in vars(learned.info).items()}
     out: dict[str, Any] = {
         "file": str(path),
-        "what": "subspace" if isinstance(learned, Subspace) else "mask",
+        "what": learned.what,
         "digest": learned.digest(),
         "family": learned.info.family,
-        "sites": len(names),
+        "sites": len(learned.names),
         "sparsity": learned.sparsity(),
         "info": info,
-        "blocks": describe_blocks(family(learned.info.family), names),
+        "blocks": describe_blocks(family(learned.info.family), learned.names),
     }
-    if isinstance(learned, Subspace):
-        out |= {"threshold": learned.threshold, "thresholds": [learned.low, learned.high]}
+    if learned.what == "subspace":
+        space = files.subspace_of(learned, "inspect")
+        out |= {"threshold": space.threshold, "thresholds": [space.low, space.high]}
     else:
-        out |= {"gates": sum(g.numel() for g in learned.gates.values()), "hard": learned.hard}
+        mask = files.gates_of(learned, "inspect")
+        out |= {"gates": sum(g.numel() for g in mask.gates.values()), "hard": mask.hard}
     return out | {"summary": f"{learned.summary()}\nblocks: {out['blocks']}"}
 
 
@@ -232,24 +227,16 @@ def combine(
     outputs.check(output, overwrite, [a, *([b] if b else [])])
     first, second = files.load(a), files.load(b) if b else None
     chosen = combining.chosen_kinds(values["kinds"])
-    if isinstance(first, Subspace) or isinstance(second, Subspace):
-        if second is not None:
-            raise SettingError(
-                f"{a} and {b}: at least one is a subspace, and subspaces cannot be merged. Apply one after the other: uniforget apply takes several."
-            )
-        assert isinstance(first, Subspace)
-        made: Any = combining.select_layers(first, chosen, values["blocks"])
-        text, careful = made.summary(), []
-    else:
-        whole = first if second is None else combining.combine(first, second, values["mode"], values["weight"])
-        made = combining.select(whole, chosen, values["blocks"])
-        text = combining.report(made, {str(a): first} if second is None else {str(a): first, str(b): second})
-        careful = combining.cautions(made)
+    sources, whole = {str(a): first}, first
+    if second is not None:
+        sources = {str(path): files.gates_of(mask, f"{path}: combine") for path, mask in ((a, first), (b, second))}
+        whole = combining.combine(*sources.values(), values["mode"], values["weight"])
+    made = whole.select(chosen, values["blocks"])
     files.save(made, output, overwrite)
     return {
         "output": str(output),
         "digest": made.digest(),
         "sparsity": made.sparsity(),
-        "cautions": careful,
-        "summary": "\n".join([f"saved as {output}", text, *careful]),
+        "cautions": made.cautions(),
+        "summary": f"saved as {output}\n{combining.report(made, sources)}",
     }

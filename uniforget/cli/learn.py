@@ -16,10 +16,11 @@ from ..errors import LearnError, SettingError
 from ..learn import CURVE_BEGINS, Settings, curve_csv, learn, shards
 from ..learn import Progress as State
 from ..mask import files
+from ..mask.gates import match_sites
 from ..mask.info import MaskInfo
 from ..mask.subspace import match_layers
 from ..model.families.schema import KINDS
-from ..model.sites import match_sites, target_kinds
+from ..model.sites import target_kinds
 from ..prompts import neutral_prompts, prompts_hash, read_prompts
 
 LARGEST_SETTINGS = 1 << 20

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import __version__, config, untrusted
-from ..errors import FamilyError, MismatchError, SettingError
-from ..model.blocks import describe_blocks, select_blocks
+from ..errors import FamilyError, MismatchError
+from ..model.blocks import describe_blocks
 from ..model.detect import family
 from ..model.families.schema import KINDS
 from ..model.fingerprint import same_base
+from .edit import Mask
 from .info import MaskInfo, MaskSet
-from .subspace import Subspace
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
@@ -66,80 +65,6 @@ def combine(a: MaskSet, b: MaskSet, mode: str = "union", weight: float = 0.5) ->
     return MaskSet(gates, {name: kinds[name] for name in names}, _info_of_both(a.info, b.info, mode, extra))
 
 
-def select(mask: MaskSet, kinds: Iterable[str] = KINDS, blocks: str = "") -> MaskSet:
-    """The mask with only the chosen kinds and blocks still switched off; the very same mask if that is all of it.
-
-    Every other site stays in the mask with all its gates at 1, rather than being left out: shares stay shares of the whole
-    model, parts of one mask combine to that mask again, and a site without closed gates costs next to nothing in a file and
-    nothing in a model.
-
-    Args:
-        kinds: out of "ffn", "norm" and "attn".
-        blocks: a selection as :func:`uniforget.model.blocks.select_blocks` reads it; "": all.
-
-    Raises:
-        SettingError: a kind or block that is not there, or nothing is chosen.
-        FamilyError: blocks of a family that this version does not know.
-    """
-    wanted = set(kinds)
-    if not wanted or not wanted <= set(KINDS):
-        raise SettingError(f"Kinds to keep: expected some of {', '.join(KINDS)}; found {', '.join(sorted(wanted)) or 'none'}.")
-    chosen = {name for name, kind in mask.kinds.items() if kind in wanted}
-    if not chosen:
-        there = ", ".join(kind for kind in mask.sparsity() if kind != "all")
-        raise SettingError(
-            f"Kinds to keep: this mask has no gates of {' or '.join(sorted(wanted))}; it has {there}. Choose those."
-        )
-    blocks = config.COMBINE["blocks"].check(blocks).strip()
-    if blocks:
-        in_blocks = select_blocks(blocks, family(mask.info.family), mask.gates)
-        chosen &= in_blocks
-        if not chosen:
-            raise SettingError(
-                f"Setting 'blocks': in {blocks!r} this mask has gates of {_present(mask, in_blocks)} only, and none of the kinds to "
-                f"keep ({', '.join(sorted(wanted))}). Choose other kinds or blocks."
-            )
-    if len(chosen) == len(mask.gates):
-        return mask
-    with torch.inference_mode(False):
-        gates = {name: values if name in chosen else torch.ones(values.shape) for name, values in mask.gates.items()}
-    named = [kind for kind in KINDS if kind in wanted and len(wanted) < len(KINDS)]
-    what = ", ".join([*named, *([" ".join(blocks.split())] if blocks else [])])
-    before = mask.info.extra.get("selected")
-    # Of what else is noted (losses, for example) nothing holds for a part of the mask.
-    kept = {name: text for name, text in mask.info.extra.items() if name.startswith("combined_")}
-    selected = f"{before}; then {what}" if before else what
-    # What was chosen last counts most.
-    extra = {**kept, "selected": selected[-untrusted.TEXT :], "selected_from": mask.digest()}
-    return replace(mask, gates=gates, info=replace(mask.info, extra=extra))
-
-
-def select_layers(subspace: Subspace, kinds: Iterable[str] = KINDS, blocks: str = "") -> Subspace:
-    """The subspace with only the chosen kinds and blocks; the very same one if that is all of it.
-
-    Raises:
-        SettingError, FamilyError: as for :func:`select`.
-    """
-    wanted = set(kinds)
-    chosen = {name for name, kind in subspace.kinds.items() if kind in wanted}
-    blocks = config.COMBINE["blocks"].check(blocks).strip()
-    if blocks:
-        chosen &= select_blocks(blocks, family(subspace.info.family), subspace.shared)
-    if not chosen:
-        there = " and ".join(sorted(set(subspace.kinds.values())))
-        raise SettingError(
-            f"Kinds and blocks to keep: this subspace has layers of {there}, and none of {', '.join(sorted(wanted))}"
-            f"{f' in {blocks}' if blocks else ''}. Choose others."
-        )
-    if len(chosen) == len(subspace.shared):
-        return subspace
-    what = ", ".join(
-        [*(k for k in KINDS if k in wanted and len(wanted) < len(KINDS)), *([" ".join(blocks.split())] if blocks else [])]
-    )
-    extra = {"selected": what[-untrusted.TEXT :], "selected_from": subspace.digest()}
-    return replace(subspace.only(chosen), info=replace(subspace.info, extra=extra))
-
-
 def chosen_kinds(kinds: str) -> tuple[str, ...]:
     """The kinds that a ``kinds`` setting names.
 
@@ -181,59 +106,41 @@ def changes(before: MaskSet, after: MaskSet) -> dict[str, Change]:
     return out
 
 
-def report(made: MaskSet, sources: Mapping[str, MaskSet]) -> str:
+def report(made: Mask, sources: Mapping[str, Any]) -> str:
     """What people want to know about a mask made from others: what it switches off, and how that differs from each of them.
 
     Args:
         sources: what to call each mask that it was made from -> the mask.
     """
-    lines = [f"mask {made.digest()} ({'hard' if made.hard else 'soft'}), family {made.info.family}"]
-    lines.append("switched off: " + _shares(made.sparsity()))
-    if not made.hard:
+    if made.what == "subspace":
+        return "\n".join([made.summary(), *made.cautions()])
+    lines = made.summary().splitlines()[:2]
+    if not made.hard:  # type: ignore[attr-defined]
         lines.append("turned down on average: " + _shares(_mean_off(made)))
     for name, source in sources.items():
         change = changes(source, made)
         shares = ", ".join(f"{kind} {c.before:.1%} -> {c.after:.1%}" for kind, c in change.items())
         lines.append(f"from {name} ({source.digest()}): {shares}; {change['all'].off} more off, {change['all'].on} on again")
-    return "\n".join(lines + cautions(made))
+    return "\n".join(lines + made.cautions())
 
 
-def cautions(made: MaskSet) -> list[str]:
-    """What may surprise about a combined mask, as sentences; empty when nothing does."""
-    found = []
-    if all(bool((gates == 1).all()) for gates in made.gates.values()):
-        found.append("Careful: this mask switches nothing off, so a model stays as it is. Choose another mode, kinds or blocks.")
-    if len(made.info.base.split()) > 1:
-        called = f" ({made.info.base_name})" if made.info.base_name else ""
-        found.append(
-            f"Careful: the masks were learned on different models{called}. Together they may forget less, or harm quality: compare."
-        )
-    return found
-
-
-def blocks_in(mask: MaskSet) -> str:
-    """The blocks that the mask has gates in, as a ``blocks`` setting names them; "" for a family that is not known."""
+def blocks_in(mask: Mask) -> str:
+    """The blocks that the mask acts in, as a ``blocks`` setting names them; "" for a family that is not known."""
     try:
-        return describe_blocks(family(mask.info.family), mask.gates)
+        return describe_blocks(family(mask.info.family), mask.names)
     except FamilyError:
         return ""
 
 
-def _mean_off(mask: MaskSet) -> dict[str, float]:
-    """How far gates are turned down on average, for each kind and for "all"."""
-    out = {}
-    for kind in mask.sparsity():
-        out[kind] = 1 - torch.cat([g for name, g in mask.gates.items() if kind in ("all", mask.kinds[name])]).mean().item()
-    return out
+def _mean_off(mask: Mask) -> dict[str, float]:
+    """How far units are turned down on average, for each kind and for "all"."""
+    parts = list(mask.parts())
+    chosen = {kind: [part for part in parts if kind in ("all", part.kind)] for kind in mask.sparsity()}
+    return {kind: sum(part.turned for part in some) / sum(part.units for part in some) for kind, some in chosen.items()}
 
 
 def _shares(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
-
-
-def _present(mask: MaskSet, names: Iterable[str]) -> str:
-    there = {mask.kinds[name] for name in names}
-    return " and ".join(kind for kind in KINDS if kind in there)
 
 
 def _sites_of_both(a: MaskSet, b: MaskSet) -> list[str]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from ..errors import MismatchError
+from ..model.families.schema import Family
 from ..model.sites import Place, Site
+from .edit import Scale
+
+if TYPE_CHECKING:
+    from .info import MaskSet
 
 # Hard concrete, UniForget supplement eq. 10-11 (values from EcoDiff).
 DELTA, ZETA, GAMMA, ALPHA = 0.5, 1.1, -0.1, 0.83
@@ -109,3 +116,51 @@ def gated(modules: Mapping[str, nn.Module], sites: Iterable[Site], factors: Mapp
     finally:
         for handle in handles:
             handle.remove()
+
+
+def scales(sites: Iterable[Site], factors: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Scale]:
+    """The edits of weights and biases that factors (site -> (units,)) of these sites amount to; `shapes` says which biases there are."""
+    vectors = {at: assemble([(place, factors[name]) for name, place in on]) for at, on in by_weight(sites).items()}
+    out = {}
+    for path in dict.fromkeys(path for path, _ in vectors):
+        rows = vectors.get((path, "out"))
+        out[f"{path}.weight"] = Scale(vectors.get((path, "in")), rows)
+        if rows is not None and f"{path}.bias" in shapes:
+            out[f"{path}.bias"] = Scale(None, rows)
+    return out
+
+
+def match_sites(mask: MaskSet, family: Family, sites: Iterable[Site]) -> list[Site]:
+    """The model's sites that `mask` has gates for, in the mask's order.
+
+    Raises:
+        MismatchError: the mask is of another family, has sites that the model lacks, or sites of another size or kind.
+    """
+    if mask.info.family != family.name:
+        raise MismatchError(
+            f"This mask was learned on a model of family {mask.info.family!r} and this model is {family.title} ({family.name!r}). "
+            "Use a mask of the same family, or learn one for this model."
+        )
+    there = {s.name: s for s in sites}
+    missing = [name for name in mask.gates if name not in there]
+    if missing:
+        raise MismatchError(
+            f"{len(missing)} of the mask's {len(mask.gates)} sites do not exist in this model: {_some(missing)}. "
+            "The mask was learned on another variant of this family: learn one for this model."
+        )
+    wrong = [
+        f"{name} has {gates.numel()} {mask.kinds[name]} gates in the mask and {there[name].units} {there[name].kind} units in the model"
+        for name, gates in mask.gates.items()
+        if (gates.numel(), mask.kinds[name]) != (there[name].units, there[name].kind)
+    ]
+    if wrong:
+        raise MismatchError(
+            f"{len(wrong)} of the mask's {len(mask.gates)} sites have another size or kind than in this model: {_some(wrong)}. "
+            "The mask was learned on another variant: learn one for this model."
+        )
+    return [there[name] for name in mask.gates]
+
+
+def _some(things: list[str], most: int = 5) -> str:
+    more = f" and {len(things) - most} more" if len(things) > most else ""
+    return ", ".join(things[:most]) + more

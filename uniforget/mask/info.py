@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,9 +14,17 @@ import torch
 from .. import untrusted
 from ..errors import MaskError
 from ..model.families.schema import KINDS
+from ..model.fingerprint import same_base
+from ..model.sites import find_sites
+from .edit import Part, Scale
+from .gates import match_sites, scales, strength_factor
+from .select import choose
 
 # Path components, none of them empty: the file format relies on it.
 _NAME = re.compile(r"(?=.{1,200}\Z)[!-\-/-~]+(?:\.[!-\-/-~]+)*")
+NOTHING = (
+    "Careful: this mask switches nothing off, so a model stays as it is. Choose another, or learn one with a stronger preset."
+)
 _TEXTS = ("family", "base", "base_name", "method", "preset", "prompts_hash", "version")
 
 
@@ -85,6 +93,27 @@ class MaskInfo:
             self._require_text("extra", name, untrusted.EXTRA_NAME)
             self._require_text(f"extra.{name}", value)
 
+    def cautions(self, base: str | None) -> list[str]:
+        """What to say of a mask from here about a model with the fingerprint `base`: see :meth:`.edit.Mask.cautions`."""
+        called = f" ({self.base_name})" if self.base_name else ""
+        # Combined masks have the fingerprints of several models.
+        own = self.base.split()
+        if base is None:
+            return [f"Careful: it was learned on different models{called}. It may forget less, or harm quality: compare."][
+                : len(own) - 1
+            ]
+        if not own or any(same_base(one, base) for one in own if base):
+            return []
+        if not base:
+            return [
+                "This model's weights are in a format that UniForget cannot compare with those the mask was learned on: make sure that it "
+                "is the same model."
+            ]
+        return [
+            f"Careful: this mask was learned on another model{called}. It may forget less, or harm quality. Learn a mask for this model "
+            "to be sure."
+        ]
+
     def stored(self) -> dict[str, Any]:
         """Everything that was set, as JSON holds it."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -132,6 +161,8 @@ class MaskSet:
         MaskError: any of this does not hold; the message names the site.
     """
 
+    what: ClassVar[str] = "mask"
+
     gates: Mapping[str, torch.Tensor]
     kinds: Mapping[str, str]
     info: MaskInfo
@@ -152,6 +183,56 @@ class MaskSet:
             if self.kinds[name] not in KINDS:
                 raise MaskError(f"Site {name}: expected a kind out of {', '.join(KINDS)}; found {self.kinds[name]!r:.80}.")
             _check_gates(name, gates)
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.gates.keys()
+
+    def factors(self, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
+        """Site -> float32 (units,) factors ``1 - s * (1 - gate)``, with ``s = strength * per_kind[kind]``.
+
+        Sites whose factor is 1 everywhere (strength 0 among them) are left out, so that they stay bit-identical.
+        """
+        out = {}
+        for name, gates in self.gates.items():
+            factor = strength_factor(gates, strength * (per_kind or {}).get(self.kinds[name], 1.0))
+            if not bool((factor == 1).all()):
+                out[name] = factor
+        return out
+
+    def acts(self, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> bool:
+        return bool(self.factors(strength, per_kind))
+
+    def edits(
+        self, shapes: Mapping[str, Sequence[int]], strength: float = 1.0, per_kind: Mapping[str, float] | None = None
+    ) -> dict[str, Scale]:
+        """See :meth:`.edit.Mask.edits`; several sites on one weight become one edit."""
+        family, sites = find_sites(shapes)
+        factor = self.factors(strength, per_kind)
+        matched = [site for site in match_sites(self, family, sites) if site.name in factor]
+        return scales(matched, factor, shapes)
+
+    def select(self, kinds: Iterable[str] = KINDS, blocks: str = "") -> MaskSet:
+        """See :meth:`.edit.Mask.select`.
+
+        Every other site stays in the mask with all its gates at 1, rather than being left out: shares stay shares of the whole
+        model, parts of one mask combine to that mask again, and a site without closed gates costs next to nothing in a file and
+        nothing in a model.
+        """
+        chosen, extra = choose(self.kinds, self.info, kinds, blocks, self.digest())
+        if len(chosen) == len(self.gates):
+            return self
+        # ComfyUI runs nodes in inference mode; masks are ordinary tensors wherever they were made.
+        with torch.inference_mode(False):
+            gates = {name: values if name in chosen else torch.ones(values.shape) for name, values in self.gates.items()}
+        return replace(self, gates=gates, info=replace(self.info, extra=extra))
+
+    def cautions(self, base: str | None = None) -> list[str]:
+        return [*([] if self.acts() else [NOTHING]), *self.info.cautions(base)]
+
+    def parts(self) -> Iterator[Part]:
+        for name, gates in self.gates.items():
+            yield Part(name, self.kinds[name], gates.numel(), int((gates < 0.5).sum()), float((1 - gates.double()).sum()))
 
     @property
     def hard(self) -> bool:

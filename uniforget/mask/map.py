@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,8 +10,7 @@ from ..errors import MaskError
 from ..model.blocks import block_name, block_of, block_rows, select_blocks
 from ..model.detect import family
 from ..model.families.schema import KINDS, Family
-from .info import MaskSet
-from .subspace import Subspace
+from .edit import Mask
 
 # No model has a tenth as many; a mask from a stranger may claim anything.
 MOST_BLOCKS = 512
@@ -42,7 +40,7 @@ class Cell(NamedTuple):
     energy: float = 0.0
 
 
-def mask_table(mask: MaskSet | Subspace) -> list[Cell]:
+def mask_table(mask: Mask) -> list[Cell]:
     """All cells of a mask or subspace: blocks in the model's order, in each the kinds, in each the streams.
 
     Raises:
@@ -51,7 +49,7 @@ def mask_table(mask: MaskSet | Subspace) -> list[Cell]:
     """
     entry = family(mask.info.family)
     sums: dict[tuple[tuple[str, int] | None, str, str], list[float]] = {}
-    for name, kind, units, off, turned, energy in _layers(mask):
+    for name, kind, units, off, turned, energy in mask.parts():
         total = sums.setdefault((block_of(entry, name), kind, _stream(entry, name)), [0, 0, 0.0, 0.0])
         for i, value in enumerate((units, off, turned, energy * units)):
             total[i] += value
@@ -98,7 +96,7 @@ class MaskMap:
     top: float
 
 
-def mask_map(mask: MaskSet | Subspace) -> MaskMap:
+def mask_map(mask: Mask) -> MaskMap:
     """The map of a mask or subspace.
 
     Raises:
@@ -128,7 +126,7 @@ def mask_map(mask: MaskSet | Subspace) -> MaskMap:
     return MaskMap(tuple(columns), tuple(rows), tuple(places), top)
 
 
-def named_blocks(mask: MaskSet | Subspace, blocks: str) -> set[str]:
+def named_blocks(mask: Mask, blocks: str) -> set[str]:
     """The columns of the map that a selection names, as :func:`uniforget.model.blocks.select_blocks` reads it; "": all.
 
     Raises:
@@ -136,11 +134,11 @@ def named_blocks(mask: MaskSet | Subspace, blocks: str) -> set[str]:
         SettingError: see :func:`uniforget.model.blocks.select_blocks`.
     """
     entry = family(mask.info.family)
-    places = {block_of(entry, name) for name in select_blocks(blocks, entry, _names(mask))}
+    places = {block_of(entry, name) for name in select_blocks(blocks, entry, mask.names)}
     return {block_name(entry, place) if place else "" for place in places}
 
 
-def map_data(mask: MaskSet | Subspace) -> dict:
+def map_data(mask: Mask) -> dict:
     """The map as JSON that web/maskmap.js draws: what :class:`MaskMap` has, and what the blocks are called.
 
     Raises:
@@ -148,42 +146,21 @@ def map_data(mask: MaskSet | Subspace) -> dict:
     """
     entry = family(mask.info.family)
     found = mask_map(mask)
-    whole = isinstance(mask, Subspace)
     return {
         "digest": mask.digest(),
         "title": entry.title,
-        "what": "subspace" if whole else "mask",
+        "what": mask.what,
         "columns": list(found.columns),
         "rows": [list(row) for row in found.rows],
         "top": found.top,
         "off": {kind: round(share, 5) for kind, share in mask.sparsity().items()},
-        "units": {kind: DIRECTIONS if whole else word for kind, word in UNITS.items()},
+        "units": {kind: DIRECTIONS if mask.what == "subspace" else word for kind, word in UNITS.items()},
         "cells": [
             [*spot, cell.kind, cell.stream, cell.units, cell.off, round(cell.share, 5), round(cell.energy, 6)]
             for cell, spot in found.cells
         ],
-        "blocks": [row._asdict() for row in block_rows(entry, _names(mask))],
+        "blocks": [row._asdict() for row in block_rows(entry, mask.names)],
     }
-
-
-def _names(mask: MaskSet | Subspace) -> Iterable[str]:
-    return mask.shared if isinstance(mask, Subspace) else mask.gates
-
-
-def _layers(mask: MaskSet | Subspace) -> Iterable[tuple[str, str, int, int, float, float]]:
-    """``(name, kind, units, off, turned down, energy)`` of each site or layer."""
-    if isinstance(mask, Subspace):
-        gone = {}
-        for base, basis in mask.bases.items():
-            kept = basis.kept(mask.threshold)
-            lost = float(basis.energy[kept:].double().sum()) + (basis.missed if kept < basis.width else 0.0)
-            gone[base] = (basis.width, basis.width - kept, lost)
-        for name, base in mask.shared.items():
-            width, off, lost = gone[base]
-            yield name, mask.kinds[name], width, off, float(off), lost
-        return
-    for name, gates in mask.gates.items():
-        yield name, mask.kinds[name], gates.numel(), int((gates < 0.5).sum()), float((1 - gates.double()).sum()), 0.0
 
 
 def _stream(entry: Family, name: str) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from ..errors import MaskError, MismatchError
 from ..learn.moments import Moments, probe
-from ..model.layers import Layer
-from .info import MaskInfo
+from ..model.families.schema import KINDS
+from ..model.layers import Layer, find_layers
+from .edit import Part, Project
+from .info import NOTHING, MaskInfo
+from .select import choose
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +44,8 @@ class Basis:
         tail = self.energy.double().flip(0).cumsum(0) + self.missed
         return self.width - int((tail <= threshold).sum())
 
-    def edit(self, threshold: float) -> tuple[torch.Tensor, bool] | None:
-        """``(basis (width, r), complement)`` of what goes at `threshold`: the span of the basis, or all but that (complement).
-
-        None: nothing goes. Of the two the smaller one, where both are there.
+    def edit(self, threshold: float) -> Project | None:
+        """What takes away all that goes at `threshold`; None: nothing goes. By the smaller of the two bases, where both are there.
 
         Raises:
             MaskError: the stored directions do not reach that far.
@@ -55,13 +57,13 @@ class Basis:
         gone = self.vectors[:, kept - self.first :] if last == self.width and kept >= self.first else None
         rest = self.vectors[:, :kept] if self.first == 0 and kept <= last else None
         if gone is not None and (rest is None or gone.shape[1] <= rest.shape[1]):
-            return gone, False
+            return Project(gone)
         if rest is None:
             raise MaskError(
                 f"This subspace file does not hold the directions that a threshold of {threshold:g} needs. Choose a value between "
-                "those that its summary names, or learn the subspace anew."
+                "those that its summary names, or learn the subspace again."
             )
-        return rest, True
+        return Project(rest, complement=True)
 
     def trimmed(self, low: float, high: float) -> Basis:
         """The fewest vectors with which thresholds from `low` to `high` can be had, in bf16."""
@@ -85,6 +87,8 @@ class Subspace:
         low, high: the thresholds that the stored vectors allow.
         info: where it came from; ``info.method`` is "subspace".
     """
+
+    what: ClassVar[str] = "subspace"
 
     bases: Mapping[str, Basis]
     shared: Mapping[str, str]
@@ -119,16 +123,43 @@ class Subspace:
         """
         return replace(self, threshold=threshold)
 
-    def only(self, names: Iterable[str]) -> Subspace:
-        """Only these layers.
+    @property
+    def names(self) -> Collection[str]:
+        return self.shared.keys()
 
-        Raises:
-            MaskError: none of them is there.
-        """
-        wanted = set(names)
-        shared = {n: b for n, b in self.shared.items() if n in wanted}
+    def acts(self, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> bool:
+        return bool(effective(self, strength, per_kind))
+
+    def edits(
+        self, shapes: Mapping[str, Sequence[int]], strength: float = 1.0, per_kind: Mapping[str, float] | None = None
+    ) -> dict[str, Project]:
+        """See :meth:`.edit.Mask.edits`."""
+        family, layers = find_layers(shapes)
+        found = effective(self, strength, per_kind)
+        matched = [layer for layer in match_layers(self, family.name, layers) if layer.name in found]
+        return {f"{path}.weight": found[layer.name] for layer in matched for path in layer.paths}
+
+    def select(self, kinds: Iterable[str] = KINDS, blocks: str = "") -> Subspace:
+        """See :meth:`.edit.Mask.select`; layers that are not chosen are left out."""
+        chosen, extra = choose(self.kinds, self.info, kinds, blocks, self.digest())
+        if len(chosen) == len(self.shared):
+            return self
+        shared = {n: b for n, b in self.shared.items() if n in chosen}
         bases = {n: b for n, b in self.bases.items() if n in shared.values()}
-        return replace(self, bases=bases, shared=shared, kinds={n: self.kinds[n] for n in shared})
+        info = replace(self.info, extra=extra)
+        return replace(self, bases=bases, shared=shared, kinds={n: self.kinds[n] for n in shared}, info=info)
+
+    def cautions(self, base: str | None = None) -> list[str]:
+        return [*([] if self.acts() else [NOTHING]), *self.info.cautions(base)]
+
+    def parts(self) -> Iterator[Part]:
+        gone = {}
+        for base, basis in self.bases.items():
+            kept = basis.kept(self.threshold)
+            lost = float(basis.energy[kept:].double().sum()) + (basis.missed if kept < basis.width else 0.0)
+            gone[base] = (basis.width, basis.width - kept, float(basis.width - kept), lost)
+        for name, base in self.shared.items():
+            yield Part(name, self.kinds[name], *gone[base])
 
     def trimmed(self, low: float, high: float) -> Subspace:
         """With the fewest bf16 vectors that allow thresholds from `low` to `high`."""
@@ -217,19 +248,9 @@ def subspace_of(
     return Subspace(bases, shared, {n: kinds[n] for n in shared}, threshold, info)
 
 
-@torch.no_grad()
 def project(weight: torch.Tensor, basis: torch.Tensor, complement: bool, strength: float) -> torch.Tensor:
-    """``W (I - s R R^T)``, or with the complement's basis K ``(1 - s) W + s W K K^T``, computed in at least float32.
-
-    Args:
-        weight: (out, width); basis: (width, r).
-    """
-    dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
-    exact, basis = weight.to(dtype), basis.to(weight.device, dtype)
-    with torch.autocast(weight.device.type, enabled=False):
-        part = (exact @ basis) @ basis.T
-        out = torch.lerp(exact, part, strength) if complement else exact - strength * part
-    return out.to(weight.dtype)
+    """A weight (out, width) projected: see :class:`.edit.Project`."""
+    return Project(basis, complement, strength).weight(weight)
 
 
 def match_layers(subspace: Subspace, family: str, layers: Iterable[Layer]) -> list[Layer]:
@@ -259,15 +280,13 @@ def match_layers(subspace: Subspace, family: str, layers: Iterable[Layer]) -> li
     return [there[name] for name in subspace.shared]
 
 
-def effective(
-    subspace: Subspace, strength: float = 1.0, per_kind: Mapping[str, float] | None = None
-) -> dict[str, tuple[torch.Tensor, bool, float]]:
-    """Layer name -> ``(basis, complement, strength)`` that its weight is projected with; layers that stay as they are, are left out."""
+def effective(subspace: Subspace, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> dict[str, Project]:
+    """Layer name -> how its weight is projected; layers that stay as they are, are left out."""
     found = {}
     edits = {name: basis.edit(subspace.threshold) for name, basis in subspace.bases.items()}
     for name, base in subspace.shared.items():
         own = strength * (per_kind or {}).get(subspace.kinds[name], 1.0)
         edit = edits[base]
-        if own and edit:
-            found[name] = (*edit, own)
+        if own and edit is not None:
+            found[name] = edit.at(own)
     return found

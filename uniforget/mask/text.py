@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import NoReturn
 
-from ..errors import BadContentsError, MaskFileMissingError, NotAMaskError, SettingError, TooLargeError, TruncatedError
+from ..errors import BadContentsError, MaskFileMissingError, NotAMaskError, TooLargeError, TruncatedError
 from . import file as maskfile
+from .edit import Mask
+from .files import gates_of
 from .info import MaskSet
-from .subspace import Subspace
 
 MARK = "uniforget-mask:"
 # Hard masks of the largest models take about 650,000 characters.
@@ -21,7 +21,7 @@ _NAME = "embedded mask"
 _AGAIN = "Copy the whole text again, or load the workflow again."
 
 
-def to_text(mask: MaskSet) -> str:
+def to_text(mask: Mask) -> str:
     """`mask` as one line of at most MAX_TEXT printable ASCII characters. Soft gates are rounded to steps of 1/255, as in files.
 
     Raises:
@@ -29,8 +29,7 @@ def to_text(mask: MaskSet) -> str:
         TooLargeError: it has too many gates, or its text would be too long.
         MaskError: see :func:`uniforget.mask.file.dumps`.
     """
-    if isinstance(mask, Subspace):
-        refuse_subspace()
+    mask = gates_of(mask, "Embed mask in workflow")
     count = sum(gates.numel() for gates in mask.gates.values())
     text = MARK + base64.b64encode(maskfile.dumps(mask, _NAME)).decode("ascii") if count <= MAX_GATES else ""
     if not 0 < len(text) <= MAX_TEXT:
@@ -40,18 +39,6 @@ def to_text(mask: MaskSet) -> str:
             f"{count} gates{takes}. Save it with Save Memorization Mask and share the file."
         )
     return text
-
-
-def refuse_subspace() -> NoReturn:
-    """Say why a subspace cannot be embedded.
-
-    Raises:
-        SettingError: always.
-    """
-    raise SettingError(
-        "This is a subspace, and a subspace has megabytes: it cannot be embedded in a workflow. Share its file, or save a sanitized "
-        "checkpoint. Masks of gates can be embedded."
-    )
 
 
 def from_text(text: str) -> MaskSet:

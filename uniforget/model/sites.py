@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from ..errors import MismatchError, SettingError
-from ..mask.info import MaskSet
 from .detect import Piece, canonical, detect
 from .families.schema import KINDS, Family, Rule
 
@@ -70,10 +70,16 @@ def find_sites(shapes: Mapping[str, Sequence[int]], kinds: Iterable[str] = KINDS
         FamilyError: the family is unknown.
         MismatchError: a site's size does not fit its gates, or a part of it is missing or not computed with.
     """
+    found, sites = _find(tuple((name, tuple(shape)) for name, shape in shapes.items()), frozenset(kinds))
+    return found, list(sites)
+
+
+@lru_cache(maxsize=8)  # a sweep over strengths must not look for the same model's sites again
+def _find(pairs: tuple[tuple[str, tuple[int, ...]], ...], wanted: frozenset[str]) -> tuple[Family, tuple[Site, ...]]:
+    shapes = dict(pairs)
     entry, naming = detect(shapes)
     known, origin = canonical(shapes, naming)
     rules = [(rule, _compiled(rule, known)) for rule in entry.rules]
-    wanted = set(kinds)
     sites = []
     for weight, shape in known.items():
         path = weight.removesuffix(".weight")
@@ -92,7 +98,7 @@ def find_sites(shapes: Mapping[str, Sequence[int]], kinds: Iterable[str] = KINDS
                 if not rule.part:
                     break
     _refuse_fused(sites, shapes)
-    return entry, sites
+    return entry, tuple(sites)
 
 
 def _refuse_fused(sites: Iterable[Site], shapes: Mapping[str, Sequence[int]]) -> None:
@@ -170,39 +176,3 @@ def target_kinds(targets: str) -> tuple[str, ...]:
         return TARGETS[targets]
     except KeyError:
         raise SettingError(f"targets: expected one of {', '.join(TARGETS)}; found {targets!r}.") from None
-
-
-def match_sites(mask: MaskSet, family: Family, sites: Iterable[Site]) -> list[Site]:
-    """The model's sites that `mask` has gates for, in the mask's order.
-
-    Raises:
-        MismatchError: the mask is of another family, has sites that the model lacks, or sites of another size or kind.
-    """
-    if mask.info.family != family.name:
-        raise MismatchError(
-            f"This mask was learned on a model of family {mask.info.family!r} and this model is {family.title} ({family.name!r}). "
-            "Use a mask of the same family, or learn one for this model."
-        )
-    there = {s.name: s for s in sites}
-    missing = [name for name in mask.gates if name not in there]
-    if missing:
-        raise MismatchError(
-            f"{len(missing)} of the mask's {len(mask.gates)} sites do not exist in this model: {_some(missing)}. "
-            "The mask was learned on another variant of this family: learn one for this model."
-        )
-    wrong = [
-        f"{name} has {gates.numel()} {mask.kinds[name]} gates in the mask and {there[name].units} {there[name].kind} units in the model"
-        for name, gates in mask.gates.items()
-        if (gates.numel(), mask.kinds[name]) != (there[name].units, there[name].kind)
-    ]
-    if wrong:
-        raise MismatchError(
-            f"{len(wrong)} of the mask's {len(mask.gates)} sites have another size or kind than in this model: {_some(wrong)}. "
-            "The mask was learned on another variant: learn one for this model."
-        )
-    return [there[name] for name in mask.gates]
-
-
-def _some(things: list[str], most: int = 5) -> str:
-    more = f" and {len(things) - most} more" if len(things) > most else ""
-    return ", ".join(things[:most]) + more

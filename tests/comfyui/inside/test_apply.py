@@ -11,7 +11,7 @@ from uniforget_pack.nodes.apply import ApplyMask
 from uniforget_pack.nodes.demo import DemoModel, load_testbed
 from uniforget_pack.uniforget.errors import MismatchError, SettingError
 from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, sites_of
-from uniforget_pack.uniforget.mask.fold import factors, fold
+from uniforget_pack.uniforget.mask.edit import merge
 from uniforget_pack.uniforget.mask.gates import gated
 from uniforget_pack.uniforget.mask.info import MaskSet
 
@@ -56,11 +56,11 @@ def test_patching_equals_hooks_equals_folding(demo, kinds, strength):
     _, sites = sites_of(demo.model)
     before = predict(demo, demo.model)
     network = demo.model.model.diffusion_model
-    with gated(dict(network.named_modules()), [s for s in sites if s.kind in kinds], factors(mask, strength)):
+    with gated(dict(network.named_modules()), [s for s in sites if s.kind in kinds], mask.factors(strength)):
         by_hooks = predict(demo, demo.model)
     assert (by_hooks - before).abs().max() > 1e-3, "the mask must change something"
     assert (by_hooks - patched).abs().max() < 1e-5
-    folded = fold(dict(network.state_dict()), mask, strength)
+    folded = merge(dict(network.state_dict()), mask, strength)
     computed = weights(apply_mask(demo.model, mask, strength))
     assert all(torch.equal(computed[f"diffusion_model.{k}"], v) for k, v in folded.items())
 

@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_chroma import ChromaCombinedTimes
 from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 from einops import rearrange
 from uniforget_pack.uniforget.hosts.diffusers.apply import find_modules, fold_
-from uniforget_pack.uniforget.mask.fold import fold
+from uniforget_pack.uniforget.mask.edit import merge
 from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
 from uniforget_pack.uniforget.model.families.schema import KINDS
 from uniforget_pack.uniforget.model.sites import find_sites
@@ -277,8 +277,8 @@ def test_one_mask_serves_both(name, monkeypatch):
     assert {s.kind for s in ours} == set(KINDS)
     translated = pair.convert(pair.state)
     for mask in (random_mask(family, ours), random_mask(family, theirs, seed=1)):
-        here = fold(pair.state, mask, 0.9)
-        there = fold(translated, mask, 0.9)
+        here = merge(pair.state, mask, 0.9)
+        there = merge(translated, mask, 0.9)
         changed = {site.places[0].path for site in ours}
         assert all(not torch.equal(here[f"{path}.weight"], pair.state[f"{path}.weight"]) for path in changed)
         expected = pair.convert(here)

@@ -9,7 +9,7 @@ from uniforget_pack.uniforget.errors import SettingError
 from uniforget_pack.uniforget.hosts.comfy.apply import _thaw as thaw
 from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, base_fingerprint, differentiable, learn_mask, sites_of
 from uniforget_pack.uniforget.learn import Settings, memory
-from uniforget_pack.uniforget.mask.fold import factors, fold
+from uniforget_pack.uniforget.mask.edit import merge
 from uniforget_pack.uniforget.mask.gates import gated
 from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
 from uniforget_pack.uniforget.model import families
@@ -58,11 +58,11 @@ def test_hooks_equal_folding_equal_patches(name):
     for kinds in CHOICES:
         mask = random_mask(sites, family, kinds)
         for strength in (0.0, 0.37, 1.0):
-            scale = factors(mask, strength)
+            scale = mask.factors(strength)
             with gated(modules(model.model), sites, scale):
                 by_hooks = zoo.predict(name, model.model)
             assert torch.equal(by_hooks, before) == (strength == 0), "only strength 0 changes nothing"
-            folded = fold(state, mask, strength)
+            folded = merge(state, mask, strength)
             assert sum(folded[k] is not state[k] for k in state) == 0 or strength > 0
             patched = apply_mask(model, mask, strength)
             patched.patch_model()

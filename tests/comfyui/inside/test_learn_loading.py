@@ -7,7 +7,6 @@ import pytest
 import torch
 from uniforget_pack.uniforget.hosts.comfy import apply as host
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, sites_of
-from uniforget_pack.uniforget.hosts.comfy.subspace import apply_subspace
 from uniforget_pack.uniforget.learn import Settings
 from uniforget_pack.uniforget.mask.info import MaskInfo
 
@@ -104,8 +103,8 @@ def test_a_subspace_of_weights_in_few_bits(files, kind):
     found = learn(model, objective="subspace", threshold=0.02).mask
     assert found.shared == wanted.shared and found.off_share() == pytest.approx(wanted.off_share(), abs=0.02)
     assert torch.equal(predict(model), before), "the model must be as it was"
-    same = predict(apply_subspace(plain, wanted))
-    moved = predict(apply_subspace(model, found))
+    same = predict(apply_mask(plain, wanted))
+    moved = predict(apply_mask(model, found))
     assert not torch.equal(moved, before)
     assert (moved - same).norm() < 0.5 * (moved - before).norm()
     management.unload_all_models()

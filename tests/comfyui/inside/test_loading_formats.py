@@ -11,7 +11,7 @@ import torch
 import uniforget_pack.uniforget.hosts.comfy.apply as host
 from uniforget_pack.nodes.apply import ApplyMask
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, base_fingerprint
-from uniforget_pack.uniforget.mask.fold import fold
+from uniforget_pack.uniforget.mask.edit import merge
 
 import nodes
 from tests.comfyui.inside import zoo
@@ -123,7 +123,7 @@ def test_format(files, kind, hard):
     model = load(files, kind)
     mask = random_mask(model, hard=hard)
     before, original = predict(model), numbers(model)
-    exact = fold(original, mask)
+    exact = merge(original, mask)
     if kind in FLOATS:
         exact = {k: v.to(FLOATS[kind]).float() for k, v in exact.items()}
     wanted = predict(twin(exact))

@@ -17,8 +17,7 @@ import torch
 import uniforget_pack.uniforget.hosts.comfy.apply as host
 from uniforget_pack.nodes.apply import ApplyMask
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, base_fingerprint
-from uniforget_pack.uniforget.hosts.comfy.subspace import apply_subspace
-from uniforget_pack.uniforget.mask.fold import fold
+from uniforget_pack.uniforget.mask.edit import merge
 from uniforget_pack.uniforget.model.fingerprint import same_base, similarity
 
 import nodes
@@ -103,7 +102,7 @@ def test_patches_multiply_weights_that_were_just_unpacked(dtype, intermediate):
     model = zoo.patcher(NAME)
     mask = random_mask(model, hard=False)
     plain = model.model.diffusion_model.state_dict()
-    exact = fold({k: v.float() for k, v in plain.items()}, mask)
+    exact = merge({k: v.float() for k, v in plain.items()}, mask)
     masked = apply_mask(model, mask)
     assert len(masked.patches) > 10
     for key, patches in masked.patches.items():
@@ -131,7 +130,7 @@ def test_a_format_that_cannot_be_read_is_said_and_masked_all_the_same():
     assert "in a format that UniForget cannot compare" in text and "Careful" not in text
     management.load_models_gpu([apply_mask(model, mask)])
     wanted = zoo.patcher(NAME)
-    wanted.model.diffusion_model.load_state_dict(fold(dict(wanted.model.diffusion_model.state_dict()), mask))
+    wanted.model.diffusion_model.load_state_dict(merge(dict(wanted.model.diffusion_model.state_dict()), mask))
     assert difference(zoo.predict(NAME, model.model), before) > 0.01
     assert difference(zoo.predict(NAME, model.model), zoo.predict(NAME, wanted.model)) < 1e-5
 
@@ -277,6 +276,6 @@ def test_a_subspace_of_gguf(city96, files, kind):
         management.load_models_gpu([patcher])
         return zoo.predict(NAME, patcher.model)
 
-    moved = predict(apply_subspace(model, wanted))
-    assert difference(moved, predict(apply_subspace(same, wanted))) < 1e-4 and difference(moved, before) > 0.01
+    moved = predict(apply_mask(model, wanted))
+    assert difference(moved, predict(apply_mask(same, wanted))) < 1e-4 and difference(moved, before) > 0.01
     assert torch.equal(predict(model), before)

@@ -7,7 +7,7 @@ import comfy_extras.nodes_model_merging as merging
 import pytest
 import torch
 from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask
-from uniforget_pack.uniforget.mask.fold import fold
+from uniforget_pack.uniforget.mask.edit import merge
 
 import nodes
 from tests.comfyui.inside import zoo
@@ -56,12 +56,12 @@ def test_lora_before_and_after(lora):
     changed = {k: v + 0.5 * differences.get(k, 0) for k, v in original.items()}
     assert not same(changed, original)
     before = apply_mask(with_lora(model, name), mask)
-    assert same(loaded(before), fold(changed, mask))
+    assert same(loaded(before), merge(changed, mask))
     after = with_lora(apply_mask(model, mask), name)
-    wanted = {k: v + 0.5 * differences.get(k, 0) for k, v in fold(original, mask).items()}
-    assert same(loaded(after), wanted) and not same(loaded(after), fold(changed, mask))
+    wanted = {k: v + 0.5 * differences.get(k, 0) for k, v in merge(original, mask).items()}
+    assert same(loaded(after), wanted) and not same(loaded(after), merge(changed, mask))
     both = with_lora(before, name)
-    wanted = {k: v + 0.5 * differences.get(k, 0) for k, v in fold(changed, mask).items()}
+    wanted = {k: v + 0.5 * differences.get(k, 0) for k, v in merge(changed, mask).items()}
     assert same(loaded(both), wanted)
     assert all(torch.equal(v, original[k]) for k, v in loaded(model).items())
 
@@ -114,18 +114,18 @@ def test_merge_before_and_after():
     first, second = loaded(one), loaded(two)
     blend = lambda a, b, share: {k: share * a[k] + (1 - share) * b[k] for k in a}  # noqa: E731
     mix = lambda a, b, share: run(merging.ModelMergeSimple, model1=a, model2=b, ratio=share)  # noqa: E731
-    assert not same(fold(first, mask), first)
-    assert same(loaded(apply_mask(mix(one, two, 0.7), mask)), fold(blend(first, second, 0.7), mask))
-    only_first = blend(fold(first, mask), second, 0.7)
+    assert not same(merge(first, mask), first)
+    assert same(loaded(apply_mask(mix(one, two, 0.7), mask)), merge(blend(first, second, 0.7), mask))
+    only_first = blend(merge(first, mask), second, 0.7)
     assert same(loaded(mix(apply_mask(one, mask), two, 0.7)), only_first)
     assert same(loaded(mix(two, apply_mask(one, mask), 0.3)), only_first)
     both = mix(apply_mask(one, mask), apply_mask(two, mask), 0.7)
-    assert same(loaded(both), fold(blend(first, second, 0.7), mask))
+    assert same(loaded(both), merge(blend(first, second, 0.7), mask))
     # the difference that a merge adds is that of the masked model
     added = run(
         merging.ModelAdd, model1=one, model2=run(merging.ModelSubtract, model1=apply_mask(one, mask), model2=two, multiplier=1.0)
     )
-    assert same(loaded(added), {k: first[k] + v - second[k] for k, v in fold(first, mask).items()})
+    assert same(loaded(added), {k: first[k] + v - second[k] for k, v in merge(first, mask).items()})
     assert all(torch.equal(v, first[k]) for k, v in loaded(one).items())
     assert all(torch.equal(v, second[k]) for k, v in loaded(two).items())
 
@@ -133,7 +133,7 @@ def test_merge_before_and_after():
 def test_a_blocks_merge_keeps_the_mask_in_its_blocks():
     one, two = zoo.patcher(NAME, seed=0), zoo.patcher(NAME, seed=1)
     mask = random_mask(one)
-    masked, second = fold(loaded(one), mask), loaded(two)
+    masked, second = merge(loaded(one), mask), loaded(two)
     inputs = {"model1": apply_mask(one, mask), "model2": two, "joint_blocks.0.": 1.0, "joint_blocks.1.": 0.0}
     found = loaded(run(merging.ModelMergeBlocks, **inputs))
     assert same({k: v for k, v in found.items() if ".0." in k[:15]}, {k: v for k, v in masked.items() if ".0." in k[:15]})

@@ -52,7 +52,7 @@ def test_the_masked_model_comes_nearer_to_the_original(demo):
 
 def test_gates_and_a_subspace(demo):
     from uniforget_pack.nodes.learn import LearnMask
-    from uniforget_pack.uniforget.hosts.comfy.subspace import apply_subspace
+    from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 
     mask = demo.mask(("ffn", "norm"), share=0.1)
     values = {name: p.default for name, p in config.LEARN.items()}
@@ -67,7 +67,7 @@ def test_gates_and_a_subspace(demo):
     }
     space = LearnMask.execute(apply_mask(demo.model, mask), demo.clip, **{**values, **small}).args[0]
     before = demo.sample(demo.model)
-    edited = demo.sample(apply_subspace(apply_mask(demo.model, mask), space))
+    edited = demo.sample(apply_mask(apply_mask(demo.model, mask), space))
     out = recover(demo, mask, steps=40, learning_rate=0.003, mask_b=space)
     assert (demo.sample(out.args[0]) - before).square().mean() < 0.9 * (edited - before).square().mean()
     assert torch.equal(demo.sample(demo.model), before)

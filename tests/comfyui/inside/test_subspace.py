@@ -13,8 +13,7 @@ from uniforget_pack.nodes.threshold import SetThreshold
 from uniforget_pack.testbed import model as tb
 from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import MismatchError, SettingError
-from uniforget_pack.uniforget.hosts.comfy.apply import PREFIX, applied
-from uniforget_pack.uniforget.hosts.comfy.subspace import apply_subspace
+from uniforget_pack.uniforget.hosts.comfy.apply import PREFIX, applied, apply_mask
 from uniforget_pack.uniforget.hosts.diffusers.apply import project_
 from uniforget_pack.uniforget.mask.subspace import Subspace
 
@@ -64,7 +63,7 @@ def test_learned_and_applied(demo, learned):
 
 
 def test_the_weights_are_those_that_diffusers_gets(demo, learned):
-    found = weights(apply_subspace(demo.model, learned, 0.7, {"ffn": 0.5}))
+    found = weights(apply_mask(demo.model, learned, 0.7, {"ffn": 0.5}))
     transformer = tb.load()[0]
     project_(transformer, learned, 0.7, {"ffn": 0.5})
     expected = tb.to_comfy(transformer.state_dict())
@@ -79,7 +78,7 @@ def test_loras_before_are_projected_and_loras_after_are_not(demo, learned):
     assert outside is not None
     width = learned.bases[QKV].width
     out = demo.model.model.diffusion_model.get_submodule(QKV).weight.shape[0]
-    vectors, complement = outside
+    vectors, complement, _ = outside
     gone = (
         vectors[:, 0].float()
         if not complement
@@ -87,11 +86,11 @@ def test_loras_before_are_projected_and_loras_after_are_not(demo, learned):
     )
     change = torch.ones(out, 1) * gone  # reads only what the subspace removes
     patch = {key: ("diff", (change,))}
-    early, late = demo.model.clone(), apply_subspace(demo.model, learned)
+    early, late = demo.model.clone(), apply_mask(demo.model, learned)
     early.add_patches(patch)
-    early = apply_subspace(early, learned)
+    early = apply_mask(early, learned)
     late.add_patches(patch)
-    plain = weights(apply_subspace(demo.model, learned))[f"{QKV}.weight"].float()
+    plain = weights(apply_mask(demo.model, learned))[f"{QKV}.weight"].float()
     torch.testing.assert_close(weights(early)[f"{QKV}.weight"].float(), plain, atol=5e-3, rtol=5e-3)
     assert (weights(late)[f"{QKV}.weight"].float() - plain - change.to(plain)).abs().max() < 5e-3
     weights(demo.model)
@@ -116,15 +115,15 @@ def test_a_part_of_it(demo, learned):
     out = CombineMasks.execute(learned, **values)
     part = out.args[0]
     assert set(part.kinds.values()) == {"attn"} and all(name.startswith("joint_blocks.1.") for name in part.shared)
-    changed = weights(apply_subspace(demo.model, part))
+    changed = weights(apply_mask(demo.model, part))
     before = weights(demo.model)
     assert {n for n, w in changed.items() if not torch.equal(w, before[n])} <= {f"{n}.weight" for n in part.shared}
 
 
 def test_what_does_not_fit_is_told(demo, learned):
-    with pytest.raises(SettingError, match="subspaces cannot be merged"):
+    with pytest.raises(SettingError, match="Input 'mask A' of a combination needs a mask of gates; found a subspace"):
         CombineMasks.execute(learned, **{name: p.default for name, p in config.COMBINE.items()}, mask_b=demo.mask())
-    with pytest.raises(SettingError, match="a mask of gates, which has no threshold"):
+    with pytest.raises(SettingError, match="needs a subspace; found a mask of gates, which has no threshold"):
         SetThreshold.execute(demo.mask(), 0.01)
     with pytest.raises(SettingError, match=r"'threshold': .*expected 0\.002 to 0\.03"):
         SetThreshold.execute(learned, 0.1)

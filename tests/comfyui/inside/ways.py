@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, base_fingerprint, sites_of
-from uniforget_pack.uniforget.mask.fold import fold
+from uniforget_pack.uniforget.mask.edit import merge
 from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
 from uniforget_pack.uniforget.model.families.schema import KINDS
 
@@ -55,7 +55,7 @@ def random_mask(model, kinds=KINDS, hard=True, seed=0):
 def folded(model, mask, strength=1.0):
     """The model, whose own weights are multiplied for good: give it one that nothing else uses."""
     network = model.model.diffusion_model
-    network.load_state_dict(fold(dict(network.state_dict()), mask, strength))
+    network.load_state_dict(merge(dict(network.state_dict()), mask, strength))
     return model
 
 

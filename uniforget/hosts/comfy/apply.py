@@ -21,29 +21,27 @@ from torch import nn
 from ...errors import MismatchError
 from ...learn import Progress, Result, Settings, learn
 from ...learn.inplace import OutOfPlace
-from ...mask.fold import edits, factors
-from ...mask.info import MaskInfo, MaskSet
+from ...mask.edit import Mask, pack, unpack
+from ...mask.info import MaskInfo
 from ...model.families.schema import KINDS, Family
 from ...model.fingerprint import fingerprint
-from ...model.layers import find_layers
-from ...model.sites import Site, find_sites, match_sites, telling
+from ...model.layers import Layer, find_layers
+from ...model.sites import Site, find_sites, telling
 from ..stored import Stored
 from .network import PREFIX, add_patches, own_modules, own_weights, unpatched
 
 ATTACHMENT = "uniforget"
 
 
-# Sites of loaded models: clones share one model, and a sweep over strengths must not look for them again.
-_known: WeakKeyDictionary[nn.Module, tuple[Family, list[Site]]] = WeakKeyDictionary()
-# Fingerprints of their unpatched weights: reading those of quantized models takes seconds.
+# Fingerprints of loaded models' unpatched weights: reading those of quantized models takes seconds.
 _fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
-class MaskAdapter(comfy.weight_adapter.WeightAdapterBase):
-    """One weight's factors as a ComfyUI patch: multiplies in place, after whatever was patched before it.
+class EditAdapter(comfy.weight_adapter.WeightAdapterBase):
+    """One weight's edit as a ComfyUI patch, after whatever was patched before it.
 
-    ``weights`` holds float32 tensors that broadcast against the weight: (1, in) for columns, (out, 1) for rows, (out,) for a
-    bias or a norm. ComfyUI rebuilds adapters from ``(loaded_keys, weights)``, so nothing is kept elsewhere.
+    ``weights`` is what :func:`uniforget.mask.edit.pack` makes of the edit. ComfyUI rebuilds adapters from ``(loaded_keys, weights)``
+    and moves the tensors in it, so nothing is kept elsewhere.
     """
 
     name = "uniforget"
@@ -55,12 +53,14 @@ class MaskAdapter(comfy.weight_adapter.WeightAdapterBase):
     def calculate_weight(
         self, weight, key, strength, strength_model, offset, function, intermediate_dtype=torch.float32, original_weight=None
     ):
-        for scale in self.weights:
-            factor = scale.to(weight.device, weight.dtype)
-            if strength != 1.0:
-                factor = 1 - strength * (1 - factor)
-            weight.mul_(factor)
-        return weight
+        edit = unpack(self.weights)
+        # In place: with an offset only that counts.
+        return weight.copy_((edit if strength == 1 else edit.at(strength)).weight(weight))
+
+
+def shapes_of(patcher) -> dict[str, tuple[int, ...]]:
+    """Weight name, relative to the diffusion model -> shape."""
+    return {name: tuple(p.shape) for name, p in own_weights(patcher).items()}
 
 
 def sites_of(patcher, kinds: Iterable[str] = KINDS) -> tuple[Family, list[Site]]:
@@ -69,11 +69,17 @@ def sites_of(patcher, kinds: Iterable[str] = KINDS) -> tuple[Family, list[Site]]
     Raises:
         FamilyError: the family is unknown.
     """
-    model = patcher.model
-    if model not in _known:
-        _known[model] = find_sites({name: tuple(p.shape) for name, p in own_weights(patcher).items()})
-    family, sites = _known[model]
-    return family, [s for s in sites if s.kind in kinds]
+    return find_sites(shapes_of(patcher), kinds)
+
+
+def layers_of(patcher) -> tuple[str, list[Layer]]:
+    """Family name and layers of a ModelPatcher's model.
+
+    Raises:
+        FamilyError: the family is unknown.
+    """
+    family, layers = find_layers(shapes_of(patcher))
+    return family.name, layers
 
 
 def base_fingerprint(patcher) -> str:
@@ -94,7 +100,7 @@ def base_fingerprint(patcher) -> str:
     return _fingerprints[model]
 
 
-def apply_mask(patcher, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[str, float] | None = None):
+def apply_mask(patcher, mask: Mask, strength: float = 1.0, per_kind: Mapping[str, float] | None = None):
     """A clone of the ModelPatcher that computes with the mask at `strength`; the original is untouched.
 
     Patches apply in order: LoRAs loaded before this are masked, LoRAs after it are not.
@@ -103,16 +109,10 @@ def apply_mask(patcher, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[
         FamilyError: the model's family is unknown.
         MismatchError: the mask is not for this model, or ComfyUI did not take every patch.
     """
-    family, sites = sites_of(patcher)
-    parameters = own_weights(patcher)
-    scales: dict[str, tuple[torch.Tensor, ...]] = {}
-    for edit in edits(match_sites(mask, family, sites), factors(mask, strength, per_kind)):
-        weight = PREFIX + edit.weight
-        # len(shape), because the ndim of ComfyUI-GGUF's tensors is that of their bytes
-        scales[weight] = (*scales.get(weight, ()), edit.shaped(len(parameters[edit.weight].shape)))
-        if edit.axis == "out" and parameters.get(edit.bias) is not None:
-            scales[PREFIX + edit.bias] = (edit.scale,)
-    return attach(patcher, {key: MaskAdapter(set(), scale) for key, scale in scales.items()}, mask.digest(), strength)
+    edits = mask.edits(shapes_of(patcher), strength, per_kind)
+    return attach(
+        patcher, {PREFIX + name: EditAdapter(set(), pack(edit)) for name, edit in edits.items()}, mask.digest(), strength
+    )
 
 
 def attach(patcher, patches: Mapping[str, comfy.weight_adapter.WeightAdapterBase], digest: str, strength: float):

@@ -193,7 +193,6 @@ def install(patcher: Any, found: Plan, name: str) -> None:
 
 # Where an adapter keeps the scale of DoRA, by its name; those that are not here do not only add to a weight, but change it as a whole.
 _DORA = {"lora": 4, "loha": 7, "lokr": 8}
-_OWN = ("uniforget", "uniforget_subspace")
 
 
 def _refuse_what_needs_the_whole(patcher: Any) -> None:
@@ -207,7 +206,7 @@ def _refuse_what_needs_the_whole(patcher: Any) -> None:
         for patch in patches if cut else ():
             kind = getattr(patch[1], "name", None)
             dora = _DORA.get(kind) if kind else None
-            if kind and kind not in _OWN and (dora is None or patch[1].weights[dora] is not None):
+            if kind and kind != "uniforget" and (dora is None or patch[1].weights[dora] is not None):
                 raise MismatchError(
                     f"This compact file no longer has the whole weights that a {'DoRA' if dora else kind} LoRA is computed with ({path}). Load the "
                     "original model, put the LoRA behind it, then Compact Model."

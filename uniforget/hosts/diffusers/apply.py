@@ -1,4 +1,4 @@
-"""diffusers: find a model's sites under their canonical names, and fold masks into it."""
+"""diffusers: find a model's sites under their canonical names, and merge masks into it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from torch import nn
 
 from ...errors import MismatchError
 from ...learn.recover import Lora
-from ...mask.fold import edits, factors
-from ...mask.info import MaskSet
-from ...mask.subspace import Subspace, effective, match_layers, project
+from ...mask.edit import Mask
 from ...model.families.schema import Family
 from ...model.fingerprint import fingerprint
 from ...model.layers import Layer, find_layers
-from ...model.sites import Site, find_sites, match_sites, telling
+from ...model.sites import Site, find_sites, telling
 
 
 def find_modules(model: nn.Module) -> tuple[Family, list[Site], dict[str, nn.Module]]:
@@ -35,49 +33,35 @@ def base_fingerprint(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def fold_(model: nn.Module, mask: MaskSet, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> None:
-    """Fold `mask` into the model's weights in place.
+def merge_(model: nn.Module, mask: Mask, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> None:
+    """Merge `mask` into the model's weights in place.
 
     Raises:
         FamilyError, MismatchError: the mask does not belong to this model; nothing was changed.
     """
-    family, sites, modules = find_modules(model)
-    planned = edits(match_sites(mask, family, sites), factors(mask, strength, per_kind))
-    empty = [edit.path for edit in planned if modules[edit.path].get_parameter("weight").is_meta]
+    weights = dict(model.named_parameters())
+    edits = mask.edits({name: tuple(weight.shape) for name, weight in weights.items()}, strength, per_kind)
+    empty = [name for name in edits if weights[name].is_meta]
     if empty:
         raise MismatchError(
-            f"{len(empty)} of the {len(planned)} layers that the mask acts on have no values here, such as {empty[0]}: sequential "
-            "offloading keeps them elsewhere. Fold the mask before turning it on."
+            f"{len(empty)} of the {len(edits)} weights that the mask acts on have no values here, such as {empty[0]}: sequential "
+            "offloading keeps them elsewhere. Merge the mask before turning it on."
         )
-    for edit in planned:
-        parameters = dict(modules[edit.path].named_parameters(recurse=False))
-        edit.fold_(parameters["weight"], parameters.get("bias"))
+    for name, edit in edits.items():
+        weights[name].copy_(edit.weight(weights[name]))
+
+
+fold_ = project_ = merge_
 
 
 def layers_of(model: nn.Module) -> tuple[str, list[Layer]]:
-    """Family name and layers (:mod:`uniforget.mask.subspace`) of a diffusers transformer or UNet.
+    """Family name and layers (:mod:`uniforget.model.layers`) of a diffusers transformer or UNet.
 
     Raises:
         FamilyError: it is of no family that UniForget knows.
     """
     family, layers = find_layers({name: tuple(p.shape) for name, p in model.named_parameters()})
     return family.name, layers
-
-
-@torch.no_grad()
-def project_(model: nn.Module, subspace: Subspace, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> None:
-    """Project the model's weights onto `subspace` in place.
-
-    Raises:
-        FamilyError, MismatchError: the subspace does not belong to this model; nothing was changed.
-    """
-    matched = match_layers(subspace, *layers_of(model))
-    edits = effective(subspace, strength, per_kind)
-    modules = dict(model.named_modules())
-    for layer in matched:
-        for path in layer.paths if layer.name in edits else ():
-            weight = modules[path].get_parameter("weight")
-            weight.copy_(project(weight, *edits[layer.name]))
 
 
 @torch.no_grad()

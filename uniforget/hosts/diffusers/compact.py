@@ -7,18 +7,18 @@ from torch import nn
 
 from ...checkpoint.compact import Plan, plan
 from ...mask.info import MaskSet
-from .apply import fold_
+from .apply import merge_
 
 
 @torch.no_grad()
 def compact_(model: nn.Module, mask: MaskSet, multiple: int = 8) -> Plan:
-    """Fold `mask` into the model and cut out what it switches off, in place.
+    """Merge `mask` into the model and cut out what it switches off, in place.
 
     Raises:
         FamilyError, MismatchError, SettingError: see :func:`uniforget.checkpoint.compact.plan`; nothing was changed.
     """
     found = plan({name: tuple(p.shape) for name, p in model.named_parameters()}, mask, multiple)
-    fold_(model, mask)
+    merge_(model, mask)
     modules = dict(model.named_modules())
     for cut in found.cuts.values():
         linear = modules[cut.path]

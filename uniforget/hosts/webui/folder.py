@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ...errors import MaskFileMissingError, SettingError, UniForgetError
 from ...mask import files, subspacefile
-from ...mask.info import MaskSet
-from ...mask.subspace import Subspace
+from ...mask.edit import Mask
 from ...model.blocks import describe_blocks
 from ...model.detect import family
 
@@ -18,7 +17,7 @@ EXTENSION = ".safetensors"
 # Subspaces can have gigabytes: too much to read only to tell what is in them.
 _DESCRIBED = 64 * 2**20
 
-_last: dict[tuple[str, int, int], MaskSet | Subspace] = {}
+_last: dict[tuple[str, int, int], Mask] = {}
 
 
 def masks(folder: str | os.PathLike[str]) -> list[str]:
@@ -51,7 +50,7 @@ def find(folder: str | os.PathLike[str], name: str) -> Path:
     return path
 
 
-def load(path: Path) -> MaskSet | Subspace:
+def load(path: Path) -> Mask:
     """What is in a file; the one that was read last is kept until it changes.
 
     Raises:
@@ -78,7 +77,6 @@ def describe(folder: str | os.PathLike[str], name: str) -> str:
         if size > _DESCRIBED and subspacefile.is_subspace(path):
             return f"a subspace of {size / 2**20:.0f} MB"
         learned = load(path)
-        names = learned.gates if isinstance(learned, MaskSet) else learned.shared
-        return f"{learned.summary()}\nblocks: {describe_blocks(family(learned.info.family), names)}"
+        return f"{learned.summary()}\nblocks: {describe_blocks(family(learned.info.family), learned.names)}"
     except UniForgetError as error:
         return str(error)

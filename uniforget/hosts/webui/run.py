@@ -12,11 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ...mask.combine import select, select_layers
-from ...mask.fold import factors
-from ...mask.info import MaskSet
-from ...mask.subspace import Subspace, effective
-from ...model.fingerprint import same_base
+from ...mask.edit import Mask
 from . import folder
 from .request import Request
 
@@ -29,16 +25,15 @@ class Landed:
     """How much of a mask a model took.
 
     Attributes:
-        sites, of: the mask's sites (or the subspace's layers) that are in the model, and how many it has.
+        sites: the mask's sites or layers; all of them, or it would have been refused.
         base: the model's fingerprint; "": its weights cannot be read.
     """
 
     sites: int
-    of: int
     base: str = ""
 
     def __str__(self) -> str:
-        return f"{self.sites} of {self.of}"
+        return f"{self.sites} of {self.sites}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +41,7 @@ class Run:
     """A generation's request, and the mask that it asks for with only the chosen blocks."""
 
     request: Request
-    learned: MaskSet | Subspace
+    learned: Mask
 
     @classmethod
     def of(cls, request: Request, masks: Path) -> Run:
@@ -57,10 +52,7 @@ class Run:
         """
         learned = folder.load(folder.find(masks, request.mask))
         if request.blocks.strip():
-            if isinstance(learned, Subspace):
-                learned = select_layers(learned, blocks=request.blocks)
-            else:
-                learned = select(learned, blocks=request.blocks)
+            learned = learned.select(blocks=request.blocks)
         return cls(request, learned)
 
     @property
@@ -85,21 +77,8 @@ class Run:
         """Say in the infotext of `p`, and below its pictures where something is odd, what has happened."""
         p.extra_generation_params[SITES] = str(landed)
         logging.info("UniForget: %s landed on %s sites", self.request.mask, landed)
-        for warning in self.warnings(landed):
-            note(p, warning)
-
-    def warnings(self, landed: Landed) -> list[str]:
-        """What a user should know about this mask on this model."""
-        out = []
-        if not (effective(self.learned) if isinstance(self.learned, Subspace) else factors(self.learned)):
-            out.append("this mask switches nothing off, so the model is unchanged. Learn one with a stronger preset.")
-        base = self.learned.info.base
-        if base and landed.base and not same_base(base, landed.base):
-            of = f" ({self.learned.info.base_name})" if self.learned.info.base_name else ""
-            out.append(
-                f"this mask was learned on another model{of}. It may forget less, or harm quality. Learn one for this model to be sure."
-            )
-        return out
+        for caution in self.learned.cautions(landed.base):
+            note(p, caution)
 
 
 def note(p: Any, text: str) -> None:

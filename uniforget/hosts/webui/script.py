@@ -136,7 +136,7 @@ class Generation:
             raise MismatchError(
                 "This model runs as an optimized engine (Settings > SD Unet), which no mask can change. Set SD Unet to None."
             )
-        return self.hooks.enter_context(a1111.hooked(model.model.diffusion_model, self.run))
+        return self.hooks.enter_context(a1111.applied(model.model.diffusion_model, self.run))
 
     def guard(self, p: Any) -> None:
         """Make sampling of `p` leave no hook behind, however it ends; on Automatic1111, mask its model when it begins."""
