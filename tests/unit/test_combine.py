@@ -188,6 +188,21 @@ def test_the_result_says_where_it_came_from():
     assert "combined_weight" not in combine(a, b, "union").info.extra
 
 
+def test_one_caution_for_masks_of_one_model_of_several_and_of_others():
+    a, b = (mask({FFN: [0.0, 1.0]}, base=base(i), base_name=f"model{i}") for i in (1, 2))
+    assert a.cautions(base(1)) == combine(a, a).cautions(base(1)) == []
+    [other] = a.cautions(base(2))
+    [part] = combine(a, b).cautions(base(2))
+    [none] = combine(a, b).cautions(base(3))
+    assert "Careful: this mask was learned on another model (model1)." in other
+    assert "Careful: a part of this mask was learned on another model (model1 + model2)." in part
+    assert "Careful: this mask was learned on another model (model1 + model2)." in none
+    [unread] = a.cautions("")
+    assert "a format that UniForget cannot compare" in unread
+    unknown = mask({FFN: [0.0, 1.0]}, base="")
+    assert unknown.cautions("") == unknown.cautions(base(1)) == unknown.cautions() == []
+
+
 def test_different_base_models_are_allowed_and_named():
     a, b, c = (mask({FFN: [0.0, 1.0]}, base=base(i), base_name=f"model{i}") for i in (1, 2, 3))
     made = combine(a, b)

@@ -15,7 +15,7 @@ from uniforget.checkpoint.sanitize import sanitize
 from uniforget.checkpoint.verify import verify
 from uniforget.errors import FamilyError, MismatchError, ModelFileError
 from uniforget.mask import files
-from uniforget.mask.fold import fold
+from uniforget.mask.edit import merge
 
 FFN = "transformer_blocks.0.ff.net.2"
 LINEARS = [n for n, p in tiny_transformer().named_parameters() if p.ndim == 2 and n.startswith("transformer_blocks")]
@@ -132,7 +132,7 @@ def test_what_other_programs_wrap_around_names_is_taken_away_and_said(tmp_path, 
     save_file({wrapped(k, how): v for k, v in state.items()}, source)
     files.save(mask, file)
     done = sanitize(source, target, [Use(mask)])
-    exact = fold({k: v.float() for k, v in state.items()}, mask)
+    exact = merge({k: v.float() for k, v in state.items()}, mask)
     found = load_file(target)
     for name, value in exact.items():
         assert torch.equal(found[wrapped(name, how)], value.half()), name

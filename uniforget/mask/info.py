@@ -102,7 +102,8 @@ class MaskInfo:
             return [f"Careful: it was learned on different models{called}. It may forget less, or harm quality: compare."][
                 : len(own) - 1
             ]
-        if not own or any(same_base(one, base) for one in own if base):
+        same = sum(same_base(one, base) for one in own) if base else 0
+        if same == len(own):
             return []
         if not base:
             return [
@@ -110,7 +111,7 @@ class MaskInfo:
                 "is the same model."
             ]
         return [
-            f"Careful: this mask was learned on another model{called}. It may forget less, or harm quality. Learn a mask for this model "
+            f"Careful: {'a part of ' if same else ''}this mask was learned on another model{called}. It may forget less, or harm quality. Learn a mask for this model "
             "to be sure."
         ]
 

@@ -7,9 +7,8 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from comfy.weight_adapter.oft import OFTAdapter
 from uniforget_pack.uniforget.checkpoint import compactfile
 from uniforget_pack.uniforget.errors import MismatchError
-from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, base_fingerprint
+from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, base_fingerprint, layers_of
 from uniforget_pack.uniforget.hosts.comfy.compact import compact, load
-from uniforget_pack.uniforget.hosts.comfy.subspace import layers_of
 
 from tests.comfyui.inside import zoo
 from tests.comfyui.inside.test_compact import hard_mask, predict
