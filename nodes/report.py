@@ -17,7 +17,6 @@ from ..uniforget import __version__, atomic
 from ..uniforget.errors import ReportFileError
 from ..uniforget.hosts.comfy import apply as host
 from ..uniforget.mask import file as maskfile
-from ..uniforget.model.fingerprint import same_base
 from ..uniforget.report import graph as apiprompt
 from ..uniforget.report import report
 from .compare import need_pictures, notes, pairs
@@ -204,8 +203,8 @@ def model_rows(model, mask, prompt, node, hash_model):
         cautions.append(
             f"Careful: the mask is for models of family {mask.info.family}, and this model is of family {family.name}."
         )
-    elif mask.info.base and base and not any(same_base(one, base) for one in mask.info.base.split()):
-        cautions.append("Careful: the mask was learned on another model. It may forget less, or harm quality.")
+    else:
+        cautions += mask.cautions(base)
     return rows, cautions
 
 

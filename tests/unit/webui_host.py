@@ -146,7 +146,9 @@ class Block(nn.Module):
             attention.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(0))
             setattr(self, name, attention)
         self.ff = nn.Module()
-        self.ff.net = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        up = nn.Sequential()
+        up.add_module("proj", nn.Linear(width, 4 * width))
+        self.ff.net = nn.Sequential(up, nn.GELU(), nn.Linear(4 * width, width))
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 
     def forward(self, x, text):
