@@ -1,33 +1,33 @@
 """UniForget: make text-to-image models forget what they memorized, without naming it.
 
-The package imports no host and does nothing at import. Beside the names below, see ``learn``, ``mask`` and ``hosts``.
+    mask = uniforget.load("mask.safetensors")
+    uniforget.apply(pipeline, mask)
+
+The package imports no host and does nothing at import. ``learn`` learns a mask, ``apply`` merges one into a model, ``load`` and ``save``
+read and write it, whatever it is made of; ``errors`` has what they raise.
 """
 
 __version__ = "0.1.0"
 
-from .errors import (
-    FamilyError,
-    LearnError,
-    MaskError,
-    MaskFileError,
-    MismatchError,
-    SettingError,
-    UniForgetError,
-)
-from .mask.file import load, save
+from . import errors
+from .errors import UniForgetError
+from .hosts.diffusers.apply import apply
+from .learn import learn
+from .mask.edit import Mask
+from .mask.files import load, save
 from .mask.info import MaskInfo, MaskSet
+from .mask.subspace import Subspace
 
 __all__ = [
-    "FamilyError",
-    "LearnError",
-    "MaskError",
-    "MaskFileError",
+    "Mask",
     "MaskInfo",
     "MaskSet",
-    "MismatchError",
-    "SettingError",
+    "Subspace",
     "UniForgetError",
     "__version__",
+    "apply",
+    "errors",
+    "learn",
     "load",
     "save",
 ]
