@@ -1,18 +1,16 @@
 """ComfyUI: what the original model drew, kept so that another strength does not need it drawn again.
 
 Entries are found by content: the model with its patches and options, both conditionings, the latent and all settings. Whatever
-cannot be told by its content or is no part of the model for good (ControlNets, hooks, objects of other packs) is never kept.
+is more than numbers, texts and tensors (functions, ControlNets, hooks, objects of other packs) is drawn every time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import types
 import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
 import torch
@@ -33,9 +31,6 @@ PARTS = (
 )
 PLAIN = (type(None), bool, int, float, str, bytes, uuid.UUID, torch.dtype, torch.device)
 DEEPEST = 24
-
-_numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-_count = count()
 
 
 class Unkeyable(Exception):
@@ -96,7 +91,7 @@ def key(patcher: Any, made_from: Any) -> str:
         Unkeyable: something that could make a difference cannot be told by its content.
     """
     digest = hashlib.sha256()
-    _add(digest, [_number(type(patcher)), id(patcher.model)])
+    _add(digest, [id(type(patcher)), id(patcher.model)])
     for part in PARTS:
         _add(digest, [part, getattr(patcher, part, None)])
     _add(digest, made_from)
@@ -121,21 +116,5 @@ def _add(digest: Any, value: Any, depth: int = 0) -> None:
             raise Unkeyable("a tensor without plain values")
         digest.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif kind is types.FunctionType:
-        # the same code with the same values in it does the same, wherever it was made
-        try:
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        except ValueError:
-            raise Unkeyable("a function that is not complete yet") from None
-        _add(digest, ["function", _number(value.__code__), cells, value.__defaults__, value.__kwdefaults__], depth + 1)
-    elif isinstance(value, type | nn.Module):
-        _add(digest, ["object", _number(value)])
     else:
         raise Unkeyable(f"a {kind.__name__}")
-
-
-def _number(value: Any) -> int:
-    """A number that no other object has or will have."""
-    if value not in _numbers:
-        _numbers[value] = next(_count)
-    return _numbers[value]
