@@ -23,7 +23,7 @@ from .select import choose
 # Path components, none of them empty: the file format relies on it.
 _NAME = re.compile(r"(?=.{1,200}\Z)[!-\-/-~]+(?:\.[!-\-/-~]+)*")
 NOTHING = (
-    "Careful: this mask switches nothing off, so a model stays as it is. Choose another, or learn one with a stronger preset."
+    "Careful: this mask switches nothing off, so the model is unchanged. Choose another, or learn one with a stronger preset."
 )
 _TEXTS = ("family", "base", "base_name", "method", "preset", "prompts_hash", "version")
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 
 from ..errors import FamilyError, MismatchError
 from .families import FAMILIES
@@ -16,8 +14,6 @@ from .families.schema import Alias, Family, Key, Naming
 from .families.unsupported import ATTACHED, STRANGERS, Stranger
 
 Shapes = Mapping[str, Sequence[int]]
-# Weights of an unknown model that hints are taken from: no known model has more.
-LOOKED_AT = 4096
 # The weight of a Linear in a numbered block, and its path: blocks.0.attn.qkv.weight, blocks.0.attn.in_proj_weight.
 _BLOCK_WEIGHT = re.compile(r"((?:.*\.)?\d+\.[A-Za-z_].*?)(?:\.weight|(?<=in_proj)_weight)")
 
@@ -119,15 +115,9 @@ def _unknown(text: str, shapes: Shapes, odd: Stranger | None) -> str:
     found = f"found {len(shapes)} weights such as {', '.join(_sample(shapes))}"
     if odd and odd.advice:
         return f"This is {odd.title}, not a diffusion model ({found}). {odd.advice}"
-    near, how = _nearest(text, shapes, by_name=not odd)
-    nearest = (
-        f"{how} {near.title} ({near.name}), but no mask of that family fits"
-        if near
-        else "It resembles none of the supported families"
-    )
     what = f"cannot mask {odd.title}" if odd else "does not know this model"
     return (
-        f"UniForget {what}: {found}. {nearest}. Use a model of a supported family: {', '.join(f.title for f in FAMILIES)}. "
+        f"UniForget {what}: {found}. Use a model of a supported family: {', '.join(f.title for f in FAMILIES)}. "
         "CONTRIBUTING.md says how to add one."
     )
 
@@ -155,35 +145,6 @@ def _present(text: str, shapes: Shapes, key: Key) -> bool:
 @cache
 def _line(pattern: str) -> re.Pattern[str]:
     return re.compile(f"^(?:{pattern})$", re.MULTILINE)
-
-
-def _nearest(text: str, shapes: Shapes, by_name: bool) -> tuple[Family | None, str]:
-    """The family that is built most alike, else (`by_name`) the one with the most similar names; None when there is no likeness."""
-    if len(shapes) > LOOKED_AT:
-        shapes = dict(islice(shapes.items(), LOOKED_AT))
-        text = "\n".join(shapes)
-
-    def share(found: Sequence[bool]) -> float:
-        return sum(found) / max(1, len(found))
-
-    def likeness(f: Family) -> float:
-        rules = [bool(_line(r.path.replace("{last}", r"\d+") + r"\.weight").search(text)) for r in f.rules if r.kind]
-        aliases = [bool(_line(_pattern(a).pattern + r"\.weight").search(text)) for a in f.diffusers.aliases]
-        keys, other = ([_present(text, shapes, key) for key in found] for found in (f.keys, f.diffusers.keys))
-        return max(share(keys) + share(rules), share(other) + share(aliases))
-
-    best = max(FAMILIES, key=likeness)
-    if likeness(best) > 0.3:
-        return best, "The nearest family is"
-    names = list(dict.fromkeys(re.sub(r"\d+", "0", n) for n in shapes if n.endswith(".weight")))
-    sample = [n[:100] for n in names[:: max(1, len(names) // 60)]]
-    examples = {f.name: [re.sub(r"\\d\+", "0", k.name).replace("\\", "") for k in (*f.keys, *f.diffusers.keys)] for f in FAMILIES}
-
-    def ratio(f: Family) -> float:
-        return max((difflib.SequenceMatcher(None, k, n).ratio() for k in examples[f.name] for n in sample), default=0.0)
-
-    best = max(FAMILIES, key=ratio)
-    return (best, "By its weights' names the nearest family is") if by_name and ratio(best) > 0.8 else (None, "")
 
 
 def canonical(shapes: Shapes, naming: Naming | None) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[Piece, ...]]]:
