@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 
 from ..config import MULTIPLE
 from ..errors import MismatchError, SettingError
@@ -174,7 +175,7 @@ def _keep(gates: torch.Tensor, multiple: int) -> torch.Tensor:
 
 def _spread(keep: torch.Tensor, width: int, start: int = 0) -> torch.Tensor:
     """Indices of columns or rows that units cover."""
-    return (start + keep[:, None] * width + torch.arange(width)).flatten()
+    return start + rearrange(keep[:, None] * width + torch.arange(width), "units width -> (units width)")
 
 
 def _cut(out: Plan, path: str, shapes: Mapping[str, Sequence[int]]) -> Cut:

@@ -46,7 +46,7 @@ def detect(shapes: Shapes) -> tuple[Family, Naming | None]:
         shapes: weight name, relative to the diffusion model -> shape.
 
     Raises:
-        FamilyError: none matches, and the message names some of what was found and the nearest family; or one does and the blocks have
+        FamilyError: none matches, and the message names some of what was found; or one does and the blocks have
             Linears that it does not know, which would stay as they are without a word.
     """
     # One text, a name per line, so that each pattern is one search.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from einops import rearrange, repeat
 
 from ..errors import MismatchError, SettingError
 from .detect import Piece, canonical, detect
@@ -42,9 +43,11 @@ class Place:
 
     def spread(self, gates: torch.Tensor) -> torch.Tensor:
         """Gates (..., units) -> one factor per column or row from ``start`` on (..., units * width)."""
-        if self.width > 1:
-            gates = gates.repeat_interleave(self.width, dim=-1)
-        return torch.cat(gates.chunk(2, dim=-1)[::-1], dim=-1) if self.swapped else gates
+        factors = repeat(gates, "... units -> ... (units width)", width=self.width)
+        if self.swapped:
+            first, second = rearrange(factors, "... (half rows) -> half ... rows", half=2)
+            factors = torch.cat([second, first], dim=-1)
+        return factors
 
 
 @dataclass(frozen=True)
