@@ -11,9 +11,8 @@ __version__ = "0.1.0"
 
 from . import errors
 from .errors import UniForgetError
-from .hosts.diffusers.apply import apply
 from .learn import learn
-from .mask.edit import Mask
+from .mask.edit import Mask, apply
 from .mask.files import load, save
 from .mask.info import MaskInfo, MaskSet
 from .mask.subspace import Subspace

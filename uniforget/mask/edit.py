@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from ..errors import MismatchError
 from ..model.families.schema import KINDS
 
 if TYPE_CHECKING:
@@ -270,6 +271,45 @@ def merge(
     shapes = {name.removeprefix(prefix): tuple(v.shape) for name, v in state.items() if name.startswith(prefix)}
     edits = mask.edits(shapes, strength, per_kind)
     return {**state, **{prefix + name: edit.weight(state[prefix + name]) for name, edit in edits.items()}}
+
+
+def apply(model: Any, mask: Mask, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> Any:
+    """Merge `mask` into a model: the way without hooks, which costs nothing later.
+
+    Args:
+        model: a pipeline of diffusers, or its transformer or UNet, whose weights are changed in place; or a state dict of one (or of
+            ComfyUI's diffusion model), which stays as it is.
+        strength: 0 is the model as it was, 1 all of the mask; ``per_kind`` multiplies it for "ffn", "norm" or "attn".
+
+    Returns:
+        `model`; of a state dict, a new one.
+
+    Raises:
+        FamilyError, MismatchError: the mask does not belong to this model; nothing was changed.
+    """
+    if isinstance(model, Mapping):
+        return merge(model, mask, strength, per_kind)
+    merge_(next(filter(None, (getattr(model, part, None) for part in ("transformer", "unet"))), model), mask, strength, per_kind)
+    return model
+
+
+@torch.no_grad()
+def merge_(model: nn.Module, mask: Mask, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> None:
+    """Merge `mask` into the model's weights in place.
+
+    Raises:
+        FamilyError, MismatchError: the mask does not belong to this model; nothing was changed.
+    """
+    weights = dict(model.named_parameters())
+    edits = mask.edits({name: tuple(weight.shape) for name, weight in weights.items()}, strength, per_kind)
+    empty = [name for name in edits if weights[name].is_meta]
+    if empty:
+        raise MismatchError(
+            f"{len(empty)} of the {len(edits)} weights that the mask acts on have no values here, such as {empty[0]}: sequential "
+            "offloading keeps them elsewhere. Merge the mask before turning it on."
+        )
+    for name, edit in edits.items():
+        weights[name].copy_(edit.weight(weights[name]))
 
 
 @contextmanager

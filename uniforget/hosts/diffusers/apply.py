@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import nn
 
 from ...errors import MismatchError
 from ...learn.recover import Lora
-from ...mask.edit import Mask, merge
+from ...mask.edit import merge_
 from ...model.families.schema import Family
 from ...model.fingerprint import fingerprint
 from ...model.layers import Layer, find_layers
@@ -31,45 +28,6 @@ def base_fingerprint(model: nn.Module) -> str:
     """Fingerprint of the model's weights; the same as ComfyUI's for the same model."""
     _, sites, modules = find_modules(model)
     return fingerprint({s.name: modules[s.places[0].path].get_parameter("weight") for s in telling(sites)})
-
-
-def apply(model: Any, mask: Mask, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> Any:
-    """Merge `mask` into a model: the way without hooks, which costs nothing later.
-
-    Args:
-        model: a pipeline of diffusers, or its transformer or UNet, whose weights are changed in place; or a state dict of one (or of
-            ComfyUI's diffusion model), which stays as it is.
-        strength: 0 is the model as it was, 1 all of the mask; ``per_kind`` multiplies it for "ffn", "norm" or "attn".
-
-    Returns:
-        `model`; of a state dict, a new one.
-
-    Raises:
-        FamilyError, MismatchError: the mask does not belong to this model; nothing was changed.
-    """
-    if isinstance(model, Mapping):
-        return merge(model, mask, strength, per_kind)
-    merge_(next(filter(None, (getattr(model, part, None) for part in ("transformer", "unet"))), model), mask, strength, per_kind)
-    return model
-
-
-@torch.no_grad()
-def merge_(model: nn.Module, mask: Mask, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> None:
-    """Merge `mask` into the model's weights in place.
-
-    Raises:
-        FamilyError, MismatchError: the mask does not belong to this model; nothing was changed.
-    """
-    weights = dict(model.named_parameters())
-    edits = mask.edits({name: tuple(weight.shape) for name, weight in weights.items()}, strength, per_kind)
-    empty = [name for name in edits if weights[name].is_meta]
-    if empty:
-        raise MismatchError(
-            f"{len(empty)} of the {len(edits)} weights that the mask acts on have no values here, such as {empty[0]}: sequential "
-            "offloading keeps them elsewhere. Merge the mask before turning it on."
-        )
-    for name, edit in edits.items():
-        weights[name].copy_(edit.weight(weights[name]))
 
 
 fold_ = project_ = merge_
