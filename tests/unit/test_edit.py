@@ -118,11 +118,10 @@ def test_an_edit_comes_back_from_a_plain_tuple(edit):
     assert torch.equal(unpack(list(fields)).weight(weight), edit.weight(weight))
 
 
-def test_which_columns_are_zero():
-    first, second = Scale(torch.tensor([0.0, 1.0, 0.5])), Scale(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0]))
-    assert Chain([first, second]).zeros().tolist() == [True, True, False]
-    assert Chain([first, Scale(None, torch.tensor([0.0]))]).zeros().tolist() == [True, False, False]
-    assert Chain([first, Project(torch.eye(3)[:, :1])]).zeros() is None
+def test_what_columns_and_rows_are_multiplied_by():
+    columns, rows = torch.tensor([0.0, 1.0, 0.5]), torch.tensor([0.0])
+    found = Chain([Scale(columns), Scale(columns, rows), Project(torch.eye(3)[:, :1])]).factors()
+    assert [(axis, factors.tolist()) for axis, factors in found] == [("in", [0, 1, 0.5]), ("in", [0, 1, 0.5]), ("out", [0])]
 
 
 @pytest.mark.parametrize("kinds", [("ffn",), ("norm",), ("attn",), ("ffn", "norm", "attn")])
