@@ -21,7 +21,6 @@ from ..uniforget.learn import Settings, curve_csv
 from ..uniforget.learn.overflow import Overflow
 from ..uniforget.mask import file as maskfile
 from ..uniforget.mask.info import MaskInfo
-from ..uniforget.mask.subspace import Subspace
 from ..uniforget.model.sites import target_kinds
 from ..uniforget.prompts import neutral_prompts, parse_prompts, prompts_hash
 from .demo import TestbedModel
@@ -93,7 +92,7 @@ class LearnMask(io.ComfyNode):
 
         def keep(found):
             """A copy on disk, should saving the mask fail later on. Not of a subspace, which can have gigabytes."""
-            if not isinstance(found.mask, Subspace):
+            if found.mask.what == "mask":
                 path = folder / "learned" / f"{found.mask.digest()}.safetensors"
                 lines.append(beside(path, "mask", lambda: maskfile.dumps(found.mask)))
 
