@@ -27,7 +27,7 @@ def register_folder():
     paths, extensions = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
     default = os.path.join(folder_paths.models_dir, FOLDER)
     paths = [*paths, *([] if default in paths else [default])]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*extensions, EXTENSION})
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*extensions, *files.ENDINGS})
 
 
 def find_mask(name):
@@ -42,9 +42,9 @@ def find_mask(name):
             f"No mask is chosen. Put a mask into {_folder()}, or make one with Learn and Save Memorization Mask, then press R."
         )
     parts = _parts(name, "mask_name", _stays_inside)
-    if not name.lower().endswith(EXTENSION):
+    if not name.lower().endswith(files.ENDINGS):
         raise SettingError(
-            f"Setting 'mask_name': expected a name that ends in {EXTENSION}; found {name!r}. Choose one from the list."
+            f"Setting 'mask_name': expected a name that ends in {' or '.join(files.ENDINGS)}; found {name!r}. Choose one from the list."
         )
     for folder in folder_paths.get_folder_paths(FOLDER):
         path = Path(folder, *parts)

@@ -16,9 +16,9 @@ from ..uniforget.checkpoint.fileplan import Use
 from ..uniforget.checkpoint.sanitize import sanitize
 from ..uniforget.errors import ModelFileError, SettingError
 from ..uniforget.hosts.comfy.compact import load
-from ..uniforget.mask.files import gates_of
+from ..uniforget.mask.files import ENDINGS, gates_of
 from .inputs import CATEGORY, MaskType, search, show, to_input, valid
-from .maskio import EXTENSION, check_name, saving_as
+from .maskio import check_name, saving_as
 
 # ComfyUI's folders of models that hold a denoiser; it looks for models in the output folder's folders of these names, too.
 FOLDERS = ("checkpoints", "diffusion_models")
@@ -28,7 +28,7 @@ NO_MODELS = "(no .safetensors models yet)"
 def models():
     """What the list shows: ``folder/name`` of every safetensors model."""
     found = [f"{folder}/{name}" for folder in FOLDERS for name in folder_paths.get_filename_list(folder)]
-    return [name for name in found if name.lower().endswith(EXTENSION)] or [NO_MODELS]
+    return [name for name in found if name.lower().endswith(ENDINGS)] or [NO_MODELS]
 
 
 def find_model(name):
@@ -40,10 +40,10 @@ def find_model(name):
     folder, _, inner = str(name).partition("/")
     if folder in FOLDERS and inner in folder_paths.get_filename_list(folder):
         path = folder_paths.get_full_path(folder, inner)
-        if path is not None and inner.lower().endswith(EXTENSION):
+        if path is not None and inner.lower().endswith(ENDINGS):
             return Path(path), folder
     raise ModelFileError(
-        f"Setting 'model_name': expected a .safetensors file in ComfyUI's folders {' or '.join(FOLDERS)}; found {name!r}. Put the model there and "
+        f"Setting 'model_name': expected a .safetensors or .sft file in ComfyUI's folders {' or '.join(FOLDERS)}; found {name!r}. Put the model there and "
         "press R, or choose another."
     )
 

@@ -1,9 +1,11 @@
 """Files as other programs write them: packed weights, wrapped names, several copies in one file."""
 
 import json
+import struct
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tests.unit.test_cli import here
@@ -171,3 +173,61 @@ def test_names_that_cannot_be_unwrapped_are_refused_with_what_they_are(tmp_path)
     save_file({"trainer.student.a.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(FamilyError, match=r"model\.safetensors.*student|model\.safetensors.*a\.weight"):
         find_denoisers([safefile.read_header(tmp_path / "model.safetensors")])
+
+
+def rewritten(path, change):
+    """The file with another header."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    head = json.loads(data[8 : 8 + length])
+    change(head)
+    text = json.dumps(head).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"step": 1234, "made": "for tests"}, "'step' (1234)"),
+        ({"tags": ["a"], "made": "for tests"}, "'tags' ([\"a\"])"),
+        ([1], ""),
+    ],
+)
+def test_metadata_that_is_no_text_is_said_and_the_file_is_read(tmp_path, state, mask, metadata, said):
+    source, target, file = (tmp_path / f"{n}.safetensors" for n in ("model", "out", "mask"))
+    save_file(state, source)
+    rewritten(source, lambda head: head.update(__metadata__=metadata))
+    with pytest.raises(SafetensorError):
+        load_file(source)
+    files.save(mask, file)
+    looked = here("inspect", str(source))
+    assert looked.returncode == 0 and "metadata values are no text: " in looked.stdout and said in looked.stdout
+    done = sanitize(source, target, [Use(mask)])
+    assert any("no text" in caution and said in caution for caution in done.cautions)
+    found = load_file(target)
+    for name, value in fold({k: v.float() for k, v in state.items()}, mask).items():
+        assert torch.equal(found[name], value.half())
+    assert (
+        safefile.read_header(target).odd == () and safefile.read_header(target).metadata.get("made", "for tests") == "for tests"
+    )
+    assert verify(target).ok is not False
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "F99"}, {"shape": [3]}, {"data_offsets": [0, 2]}, {"data_offsets": None}, {"shape": [-1, -1]}]
+)
+def test_such_a_file_is_still_checked(tmp_path, state, change):
+    def wrong(head):
+        head["__metadata__"] = {"step": 1}
+        head["pos_embed.pos_embed"] |= change
+
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    rewritten(path, wrong)
+    with pytest.raises(ModelFileError, match="complete .safetensors file"):
+        safefile.read_header(path)
+    save_file(state, path)
+    rewritten(path, lambda head: head.update(__metadata__={"step": 1}))
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ModelFileError, match="complete .safetensors file"):
+        safefile.read_header(path)

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from .. import atomic, untrusted
 from ..errors import ModelFileError
+from . import oddheader
 
 # What can be computed with; weights of other dtypes are copied.
 DTYPES = {
@@ -65,12 +66,23 @@ class Header:
         entries: tensors by name, in the header's order.
         metadata: text by name.
         begin: where the tensors' bytes begin; they reach to the end of the file.
+        odd: names of metadata that are no text in the file, against its format; ``metadata`` has them as JSON.
     """
 
     path: Path
     entries: dict[str, Entry]
     metadata: dict[str, str]
     begin: int
+    odd: tuple[str, ...] = ()
+
+    def cautions(self) -> tuple[str, ...]:
+        """What to tell about the header."""
+        if not self.odd:
+            return ()
+        some = ", ".join(f"{name!r} ({self.metadata.get(name, '')[:40]})" for name in self.odd[:3])
+        return (
+            f"Careful: {self.path.name}: metadata values are no text: {some}. Most programs refuse that; here it becomes text.",
+        )
 
     def ordered(self) -> list[Entry]:
         """Tensors as they lie in the file."""
@@ -99,14 +111,19 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         with open(path, "rb") as file:
             file.seek(8)
             found = untrusted.parse_json(file.read(length), untrusted.HEADER)
+        if not isinstance(found, dict):
+            raise ValueError("its header is no JSON object")
         untrusted.at_most(len(found), untrusted.TENSORS, "tensors")
         for name in found:
             if fault := untrusted.fault_of_text(name, untrusted.TENSOR_NAME):
                 raise ValueError(f"as the name of a tensor, expected {fault}")
-        # The library checks lengths, dtypes, overlaps and holes.
-        with safe_open(path, framework="pt") as checked:
-            metadata = dict(checked.metadata() or {})
-        found.pop("__metadata__", None)
+        metadata, odd = oddheader.texts(found.pop("__metadata__", None))
+        if odd:  # the library would refuse it for these alone
+            oddheader.check(found, os.stat(path).st_size - 8 - length)
+        else:
+            # The library checks lengths, dtypes, overlaps and holes.
+            with safe_open(path, framework="pt"):
+                pass
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: there is no such file. Give the path of a .safetensors model.") from error
     except (SafetensorError, ValueError) as error:
@@ -120,7 +137,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     for name, entry in found.items():
         first, last = entry["data_offsets"]
         entries[name] = Entry(name, entry["dtype"], tuple(entry["shape"]), begin + first, begin + last)
-    return Header(path, entries, metadata, begin)
+    return Header(path, entries, metadata, begin, odd)
 
 
 def _other(path: Path) -> str:

@@ -175,7 +175,7 @@ def _cautions(headers: Sequence[Header], uses: Sequence[Use], changed: int) -> t
     base = denoiser.fingerprint()
     out = [f"{use.learned.digest()}: {caution}" for use in uses for caution in use.learned.cautions(base)]
     nothing = [] if changed else ["Careful: nothing was changed. The strength is 0, or the mask switches nothing off."]
-    return (*nothing, *out, *denoiser.cautions())
+    return (*nothing, *out, *denoiser.cautions(), *(one for header in headers for one in header.cautions()))
 
 
 class _Count:

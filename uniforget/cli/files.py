@@ -199,7 +199,7 @@ def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:
         "title": found.title,
         "prefix": denoiser.prefix,
         "copies": [copy.prefix for copy in copies],
-        "cautions": list(denoiser.cautions()),
+        "cautions": [*denoiser.cautions(), *(one for header in headers for one in header.cautions())],
         "tensors": len(shapes),
         "bytes": sum(header.size for header in headers),
         "dtypes": dtypes,
@@ -214,7 +214,7 @@ def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:
         "nothing was applied to it"
     ]
     lines += [f"another copy of it, under {copy.prefix!r}" for copy in copies]
-    lines += denoiser.cautions()
+    lines += out["cautions"]
     return out | {"summary": _lines(lines)}
 
 

@@ -12,6 +12,9 @@ from .edit import Mask
 from .info import MaskSet
 from .subspace import Subspace
 
+# What names of safetensors files end in, in any case: masks' and models'. What is in them decides what they are.
+ENDINGS = (".safetensors", ".sft")
+
 
 def load(path: str | os.PathLike[str]) -> Mask:
     """Read a mask, whatever it is made of.

@@ -1,6 +1,7 @@
 """Save Sanitized Checkpoint in real ComfyUI: the file that Apply and ComfyUI's own saving give, names that stay inside, cancelling."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,5 +176,19 @@ def test_models_are_listed_by_folder(files):
     load(files, "fp16")
     save_file({"a": torch.zeros(1)}, files.at / "diffusion_models" / "b.safetensors")
     (files.at / "diffusion_models" / "c.ckpt").write_bytes(b"")
+    for name in ("d.sft", "e.SAFETENSORS"):
+        save_file({"a": torch.zeros(1)}, files.at / "diffusion_models" / name)
+    (files.at / "diffusion_models" / "fake.sft").write_bytes(b"PK\x03\x04" + b"\0" * 50)
     folder_paths.filename_list_cache.clear()
-    assert node.models() == ["diffusion_models/b.safetensors", "diffusion_models/fp16.safetensors"]
+    names = ["b.safetensors", "d.sft", "e.SAFETENSORS", "fake.sft", "fp16.safetensors"]
+    assert node.models() == [f"diffusion_models/{name}" for name in names]
+    for name in names:
+        assert node.SaveSanitized.validate_inputs(f"diffusion_models/{name}", "clean") is True
+    assert "c.ckpt" in node.SaveSanitized.validate_inputs("diffusion_models/c.ckpt", "clean")
+    # what is in it decides
+    mask = random_mask(load(files, "fp16"))
+    shutil.copy(files.at / "diffusion_models" / "fp16.safetensors", files.at / "diffusion_models" / "g.sft")
+    folder_paths.filename_list_cache.clear()
+    assert save("diffusion_models/g.sft", mask)[0].endswith(".safetensors")
+    with pytest.raises(ModelFileError, match=r"fake\.sft: this is a pickle"):
+        save("diffusion_models/fake.sft", mask)

@@ -8,27 +8,11 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-from ...checkpoint import safefile
 from ...errors import LearnError
-from ...model.detect import detect
 from . import modelindex
+from .singlefile import load_file
 
-# Pipelines that diffusers loads from one file.
-_SINGLE_FILE = {
-    "sd1": "StableDiffusionPipeline",
-    "sd2": "StableDiffusionPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-    "sd3": "StableDiffusion3Pipeline",
-    "flux": "FluxPipeline",
-    "chroma": "ChromaPipeline",
-    "z_image": "ZImagePipeline",
-}
-# Prefixes in single files: of the diffusion model, of text encoders, of the VAE.
-_MODEL = "model.diffusion_model."
-_TEXT = ("cond_stage_model.", "conditioner.", "text_encoders.")
-_VAE = ("first_stage_model.", "vae.")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -48,7 +32,7 @@ def load_pipeline(path: str, dtype: torch.dtype = torch.bfloat16, config: str | 
     modelindex.check_version()
     place = Path(path).expanduser()
     if os.path.isfile(place):
-        return _load_file(place, dtype, config)
+        return load_file(place, dtype, _settings(config))
     here = os.path.isdir(place)
     if here and not (place / "model_index.json").is_file():
         raise LearnError(
@@ -76,36 +60,21 @@ def load_pipeline(path: str, dtype: torch.dtype = torch.bfloat16, config: str | 
         raise LearnError(f"diffusers cannot load {path} ({_first_line(error)}). {advice}") from error
 
 
-def _load_file(path: Path, dtype: torch.dtype, config: str | None) -> diffusers.DiffusionPipeline:
-    if path.suffix != ".safetensors":
-        raise LearnError(f"{path.name}: expected a .safetensors file. Other formats can run code when opened: convert it first.")
-    shapes = safefile.read_header(path).shapes()
-    family, _ = detect({n.removeprefix(_MODEL): s for n, s in shapes.items() if n.startswith(_MODEL)} or shapes)
-    if family.name not in _SINGLE_FILE or not (config or any(name.startswith(_TEXT) for name in shapes)):
-        raise LearnError(
-            f"{path.name}: learning needs the text encoders of {family.title} too, and they are not in this file. Give a diffusers "
-            "folder of the whole pipeline, or learn in ComfyUI."
-        )
-    more: dict[str, Any] = {}
-    if config:
-        place = Path(config).expanduser()
-        if place.is_dir():
-            more["config"] = str(place)
-            _refuse_pickles(place)
-            if (place / modelindex.NAME).exists():  # without one, diffusers loads nothing
-                modelindex.check_folder(place)
-        else:
-            more |= {"config": config, "revision": _commit(config)}
-    if not any(name.startswith(_VAE) for name in shapes):
-        more["vae"] = None  # not needed for learning
-    kind = _SINGLE_FILE[family.name]
-    try:
-        return getattr(diffusers, kind).from_single_file(str(path), torch_dtype=dtype, **more)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SingleFileComponentError) as error:
-        raise LearnError(
-            f"diffusers cannot load {path.name} as {kind} ({_first_line(error)}). It needs settings and tokenizers from the Hub, or "
-            "from a diffusers folder of the same kind of model given as config."
-        ) from error
+def _settings(config: str | None) -> dict[str, Any] | None:
+    """How diffusers is told where settings and tokenizers are.
+
+    Raises:
+        LearnError: the folder could run code, or there is no such model on the Hub.
+    """
+    if not config:
+        return None
+    place = Path(config).expanduser()
+    if not place.is_dir():
+        return {"config": config, "revision": _commit(config)}
+    _refuse_pickles(place)
+    if (place / modelindex.NAME).exists():  # without one, diffusers loads nothing
+        modelindex.check_folder(place)
+    return {"config": str(place)}
 
 
 def _commit(config: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import MaskFileMissingError, SettingError, UniForgetError
@@ -13,7 +14,6 @@ from ...model.blocks import describe_blocks
 from ...model.detect import family
 
 NO_MASK = "None"
-EXTENSION = ".safetensors"
 # Subspaces can have gigabytes: too much to read only to tell what is in them.
 _DESCRIBED = 64 * 2**20
 
@@ -22,11 +22,20 @@ _last: dict[tuple[str, int, int], Mask] = {}
 
 def masks(folder: str | os.PathLike[str]) -> list[str]:
     """Names of the files in `folder` and below, with "/" between folders, sorted; hidden ones are left out."""
-    root = Path(folder)
-    if not root.is_dir():
-        return []
-    found = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() == EXTENSION and path.is_file())
-    return sorted((p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts)), key=str.casefold)
+    return sorted(_below(str(folder), ()), key=str.casefold)
+
+
+def _below(folder: str, around: tuple[str, ...]) -> Iterator[str]:
+    """Links are followed, as the hosts do; not into a folder that the link is in."""
+    real = os.path.realpath(folder)
+    if real in around or not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as found:
+        for entry in (entry for entry in found if not entry.name.startswith(".")):
+            if entry.is_dir():
+                yield from (f"{entry.name}/{name}" for name in _below(entry.path, (*around, real)))
+            elif entry.is_file() and entry.name.lower().endswith(files.ENDINGS):
+                yield entry.name
 
 
 def find(folder: str | os.PathLike[str], name: str) -> Path:
@@ -42,8 +51,10 @@ def find(folder: str | os.PathLike[str], name: str) -> Path:
         )
     parts = re.split(r"[/\\]", name)
     inside = all(part.strip(" .") and not set(part) & {":", "\0"} for part in parts)
-    if not inside or not name.lower().endswith(EXTENSION):
-        raise SettingError(f"Setting 'mask': expected the name of a {EXTENSION} file inside {folder}; found {name!r}.")
+    if not inside or not name.lower().endswith(files.ENDINGS):
+        raise SettingError(
+            f"Setting 'mask': expected the name of a {' or '.join(files.ENDINGS)} file inside {folder}; found {name!r}."
+        )
     path = Path(folder, *parts)
     if not path.is_file():
         raise MaskFileMissingError(f"There is no mask {name!r} in {folder}. Put the file there, or choose another one.")

@@ -1,0 +1,45 @@
+"""Headers that the safetensors library refuses for their metadata alone: values there must be text, and some programs write numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+# Bits of one value, by what safetensors calls its dtype.
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+}
+
+
+def texts(metadata: Any) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Metadata as text, and the names of those that were none in the file."""
+    if metadata is not None and not isinstance(metadata, dict):
+        return {}, ("all of them",)
+    odd = tuple(name for name, value in (metadata or {}).items() if not isinstance(value, str))
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}, odd
+
+
+def check(entries: dict[str, Any], size: int) -> None:
+    """What the library would have checked: dtypes, lengths, overlaps and holes of tensors that fill `size` bytes.
+
+    Raises:
+        ValueError: they do not.
+    """
+    at = 0
+    try:
+        places = sorted((*map(int, e["data_offsets"]), name) for name, e in entries.items())
+        for start, end, name in places:
+            entry = entries[name]
+            bits = _BITS[entry["dtype"]] * math.prod(entry["shape"])
+            if start != at or end - start != -(-bits // 8) or not all(type(n) is int and n >= 0 for n in entry["shape"]):
+                raise ValueError(f"{name} does not lie where it must")
+            at = end
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"an entry cannot be read ({error})") from error
+    if at != size:
+        raise ValueError(f"{at:,} bytes of tensors are named, and {size:,} are there")
