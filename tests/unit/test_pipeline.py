@@ -380,7 +380,8 @@ def test_what_is_no_pipeline_is_named(tmp_path):
     assert "There is no file or folder" in told("folder/missing.safetensors")
     pickle = tmp_path / "model.ckpt"
     torch.save({}, pickle)
-    assert "model.ckpt: expected a .safetensors file" in told(pickle)
+    assert "model.ckpt: this is a pickle" in told(pickle, ModelFileError)
+    assert "There is no file or folder" in told("folder/missing.SFT")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not one")
     assert "broken.safetensors: expected a complete .safetensors file" in told(broken, ModelFileError)

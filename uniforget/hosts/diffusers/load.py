@@ -10,6 +10,7 @@ import diffusers
 import torch
 
 from ...errors import LearnError
+from ...mask.files import ENDINGS
 from . import modelindex
 from .singlefile import load_file
 
@@ -39,7 +40,7 @@ def load_pipeline(path: str, dtype: torch.dtype = torch.bfloat16, config: str | 
             f"{path} is no diffusers folder: expected a model_index.json in it, found none. Give the folder that holds the whole "
             "pipeline, or a single-file checkpoint (.safetensors)."
         )
-    if not here and (place.suffix in (".safetensors", *_PICKLES) or path.count("/") != 1 or path.startswith((".", "/", "~"))):
+    if not here and (place.suffix.lower() in (*ENDINGS, *_PICKLES) or path.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise LearnError(
             f"There is no file or folder {path}. Expected a diffusers folder, a single-file checkpoint (.safetensors), or an "
             "identifier of the Hub such as owner/name."
