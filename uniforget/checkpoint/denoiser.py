@@ -25,6 +25,8 @@ _DEEPEST = 3
 # What torch leaves anywhere in names of a compiled, sharded or checkpointed module.
 _INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 EMA = "model_ema."
+# Names of models in several files, as everybody writes them: what they have in common, the number of this one and of all.
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?=\.safetensors$)", re.IGNORECASE)
 # Packed formats that show in names beside a weight: bitsandbytes, GPTQ and AWQ, HQQ, Quanto, NVFP4.
 _COMPANION = re.compile(
     r"(.*?)(?:\.weight\.(?:quant_state\..*|absmax|quant_map|nested_\w+|_data)|\.(?:qweight|W_q|SCB|weight_scale_2))"
@@ -94,9 +96,15 @@ def find_denoisers(headers: Sequence[Header]) -> list[Denoiser]:
     Raises:
         FamilyError: no part of them is a model that UniForget knows.
         MismatchError: see :func:`uniforget.model.sites.find_sites`.
-        ModelFileError: its weights are packed in a way that they cannot be changed in.
+        ModelFileError: its weights are packed in a way that they cannot be changed in, or this is one of several files that hold it.
     """
     path = headers[0].path
+    part = SHARD.match(path.name)
+    if part and len(headers) < int(part[3]):
+        raise ModelFileError(
+            f"{path}: by its name this is part {int(part[2])} of {int(part[3])}, and {len(headers)} of them {'is' if len(headers) == 1 else 'are'} given. "
+            "Give the folder that holds all parts, so that none is left as it is."
+        )
     everything = {name: (header, entry) for header in headers for name, entry in header.entries.items()}
     if not everything:
         raise FamilyError(f"{path}: this file has no weights.")

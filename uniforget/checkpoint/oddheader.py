@@ -1,9 +1,13 @@
-"""Headers that the safetensors library refuses for their metadata alone: values there must be text, and some programs write numbers."""
+"""What is no ordinary safetensors file: other formats, and headers that the library refuses for their metadata alone.
+
+Metadata must be text, and some programs write numbers.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 # Bits of one value, by what safetensors calls its dtype.
@@ -43,3 +47,20 @@ def check(entries: dict[str, Any], size: int) -> None:
         raise ValueError(f"an entry cannot be read ({error})") from error
     if at != size:
         raise ValueError(f"{at:,} bytes of tensors are named, and {size:,} are there")
+
+
+def other_format(path: Path) -> str:
+    """What is said about files of other formats; "" for those that are damaged."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except (OSError, ValueError):  # a folder, or a name that no file can have
+        return ""
+    if start == b"GGUF":
+        return (
+            "this is a GGUF model, whose packed weights cannot be rewritten. Sanitize the original .safetensors file and convert the result, or "
+            "use Apply Memorization Mask in ComfyUI, which works on GGUF models as they are loaded."
+        )
+    if start[:2] == b"PK" or (len(start) > 1 and start[:1] == b"\x80" and 2 <= start[1] <= 5):
+        return "this is a pickle (.ckpt, .pt, .bin), which could run code when opened, so it is never read. Convert it to .safetensors."
+    return ""

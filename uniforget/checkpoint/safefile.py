@@ -128,7 +128,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise ModelFileError(f"{path}: there is no such file. Give the path of a .safetensors model.") from error
     except (SafetensorError, ValueError) as error:
         raise ModelFileError(
-            f"{path}: {_other(path) or f'expected a complete .safetensors file ({error}). Download or copy it again.'}"
+            f"{path}: {oddheader.other_format(path) or f'expected a complete .safetensors file ({error}). Download or copy it again.'}"
         ) from error
     except OSError as error:
         raise ModelFileError(f"{path}: the file cannot be read ({error.strerror or error}).") from error
@@ -138,23 +138,6 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         first, last = entry["data_offsets"]
         entries[name] = Entry(name, entry["dtype"], tuple(entry["shape"]), begin + first, begin + last)
     return Header(path, entries, metadata, begin, odd)
-
-
-def _other(path: Path) -> str:
-    """What is said about files of other formats; "" for those that are damaged."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-    except (OSError, ValueError):  # a folder, or a name that no file can have
-        return ""
-    if start == b"GGUF":
-        return (
-            "this is a GGUF model, whose packed weights cannot be rewritten. Sanitize the original .safetensors file and convert the result, or "
-            "use Apply Memorization Mask in ComfyUI, which works on GGUF models as they are loaded."
-        )
-    if start[:2] == b"PK" or (len(start) > 1 and start[:1] == b"\x80" and 2 <= start[1] <= 5):
-        return "this is a pickle (.ckpt, .pt, .bin), which could run code when opened, so it is never read. Convert it to .safetensors."
-    return ""
 
 
 def header_bytes(header: Header, metadata: Mapping[str, str]) -> bytes:

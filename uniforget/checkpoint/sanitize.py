@@ -19,14 +19,14 @@ from .. import __version__, atomic, config, outputs, untrusted
 from ..errors import ModelFileError
 from ..mask.edit import Chain
 from ..model.families.schema import KINDS
+from ..model.fingerprint import same_base
 from . import safefile
 from .denoiser import find_denoisers
 from .fileplan import Use, changes
+from .folder import called, denoiser_files, fingerprint_of, others
 from .safefile import Header
 
 NOTE = "uniforget_applied"
-# Where diffusers' pipelines keep the denoiser.
-FOLDERS = ("transformer", "unet")
 
 
 def _metadata(header: Header, noted: list[dict[str, Any]], names: Collection[str], before: str, after: str) -> dict[str, str]:
@@ -123,7 +123,7 @@ class Sanitized:
         target: the file or folder that was written.
         changed: tensors changed; ``kept``: tensors that stayed byte for byte.
         before, after: digests of the changed tensors, by file name (see :func:`uniforget.checkpoint.safefile.digest`).
-        left: parts that were copied and may still remember.
+        left: parts of a folder that were copied and may still remember: other denoisers, and weights in formats that are not read.
         cautions: sentences for whoever asked for it.
     """
 
@@ -203,27 +203,6 @@ def _rewrite(
     return safefile.rewrite(header, target, mine, metadata, count, overwrite=overwrite)
 
 
-def denoiser_files(folder: Path) -> tuple[Path, list[list[Path]]]:
-    """The folder of the denoiser inside a diffusers folder, and its weight files: a list for each variant (fp16, ...) that is there.
-
-    Raises:
-        ModelFileError: there is none, or it is pickled.
-    """
-    inner = next((folder / name for name in FOLDERS if (folder / name).is_dir()), folder)
-    found: dict[str, list[Path]] = {}
-    for path in sorted(inner.glob("*.safetensors")):
-        # diffusion_pytorch_model[.variant][-00001-of-00003].safetensors
-        found.setdefault(path.name.split("-0")[0].removesuffix(".safetensors"), []).append(path)
-    pickled = [path.name for path in inner.iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".pth")]
-    if pickled or not found:
-        has = f"found {pickled[0]}, a pickle, which is never read" if pickled else "found none"
-        raise ModelFileError(
-            f"{inner}: expected the denoiser's weights as .safetensors files; {has}. Give a diffusers folder with safetensors files only, or "
-            "a single .safetensors file."
-        )
-    return inner, list(found.values())
-
-
 def parts(folder: Path) -> list[Path]:
     """All files of a model's folder, its note left out, sorted.
 
@@ -255,7 +234,16 @@ def _folder(source: Path, target: Path, uses: Sequence[Use], overwrite: bool, re
     inner, variants = denoiser_files(source)
     headers = [[safefile.read_header(path) for path in group] for group in variants]
     planned = [changes(group, uses) for group in headers]
-    weights = {path for group in variants for path in group}
+    base = fingerprint_of(headers[0])
+    left: list[str] = []
+    for copy, path in others(source, there, {path for group in variants for path in group}):
+        found = fingerprint_of(copy) if copy else ""
+        if found and base and same_base(found, base):
+            headers.append(copy)
+            planned.append(changes(copy, uses))
+        elif found is not None:
+            left.append(called(source, inner, path))
+    weights = {header.path for group in headers for header in group}
     rest = [path for path in there if path not in weights]
     count = _Count(sum(h.size for group in headers for h in group) + sum(p.stat().st_size for p in rest), report)
     before, after, kept = {}, {}, 0
@@ -270,7 +258,9 @@ def _folder(source: Path, target: Path, uses: Sequence[Use], overwrite: bool, re
         for group, what in zip(headers, planned, strict=True):
             for header in group:
                 new = temporary / header.path.relative_to(source)
-                before[header.path.name], after[header.path.name] = _rewrite(header, new, what, uses, count)
+                path = header.path
+                name = path.name if path.parent == inner else path.relative_to(source).as_posix()
+                before[name], after[name] = _rewrite(header, new, what, uses, count)
                 kept += len(header.entries) - sum(name in header.entries for name in what)
         outputs.note_folder(temporary)
         # It took a while: what is there now?
@@ -283,6 +273,5 @@ def _folder(source: Path, target: Path, uses: Sequence[Use], overwrite: bool, re
             f"{target}: the model could not be written ({error.strerror or error}); nothing is left of it. Free some space, or choose another "
             "place."
         ) from error
-    left = tuple(f"{inner.name}_{n}" for n in range(2, 5) if (source / f"{inner.name}_{n}").is_dir())
     changed = sum(map(len, planned))
-    return Sanitized(target, changed, kept, before, after, left, _cautions(headers[0], uses, changed))
+    return Sanitized(target, changed, kept, before, after, tuple(left), _cautions(headers[0], uses, changed))

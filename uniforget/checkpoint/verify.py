@@ -10,7 +10,7 @@ import base64
 import binascii
 import filecmp
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from ..mask import file as maskfile
 from ..mask.edit import Chain, Mask
 from . import safefile
 from .fileplan import Use, changes
+from .folder import called, denoiser_files, fingerprint_of, others
 from .safefile import Header
-from .sanitize import NOTE, denoiser_files, marked, notes, parts
+from .sanitize import NOTE, marked, notes, parts
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,13 @@ def verify(
         ModelFileError: a file cannot be read, or was never sanitized.
     """
     folder = os.path.isdir(path)
-    groups = denoiser_files(path)[1] if folder else [[path]]
+    groups, left = _contents(path) if folder else ([[path]], [])
     if source is not None and os.path.isdir(source) != folder:
         raise ModelFileError(f"{source}: expected a {'folder' if folder else 'file'}, as {path} is. Give what it was made from.")
     found = [_Group([safefile.read_header(file) for file in group], learned, report) for group in groups]
     checks: list[Check] = []
     for group in found:
-        origins = _sources(source, group.headers) if source is not None else None
+        origins = _sources(source, path, group.headers) if source is not None else None
         group.check(origins)
         several = len(groups) + len(group.headers) > 2
         checks += [
@@ -93,32 +94,48 @@ def verify(
     if any(group.chain != first.chain for group in found):
         checks.append(Check("notes", False, "the variants of this model do not say the same"))
     if folder and source is not None:
-        checks.append(_others(path, source))
+        checks.append(_others(path, source, {header.path for group in found for header in group.headers}))
+    if left:
+        some = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        checks.append(
+            Check("left", False, f"copied as they were, and may still remember: {some}. Apply to them too, or remove them")
+        )
     if source is None:
         checks.append(Check("source", None, f"not given; it was {first.notes[-1]['source'] or 'unknown'}"))
     applied = tuple({k: v for k, v in entry.items() if k != "gates"} for note in first.notes for entry in note["applied"])
     return Verdict(applied, first.notes[-1]["source"], tuple(checks), all(group.proved for group in found))
 
 
-def _sources(source: Path, headers: Sequence[Header]) -> list[Header]:
-    """The files that `headers` were made from, in the same order."""
+def _contents(path: Path) -> tuple[list[list[Path]], list[str]]:
+    """Weights in a folder that masks were applied to, and what may hold a denoiser that none was applied to."""
+    inner, groups = denoiser_files(path)
+    left = []
+    for headers, file in others(path, parts(path), {file for group in groups for file in group}):
+        if headers and any(notes(header) for header in headers):
+            groups.append([header.path for header in headers])
+        elif not headers or fingerprint_of(headers) is not None:
+            left.append(called(path, inner, file))
+    return groups, left
+
+
+def _sources(source: Path, path: Path, headers: Sequence[Header]) -> list[Header]:
+    """The files that `headers` of `path` were made from, in the same order."""
     if not os.path.isdir(source):
         return [safefile.read_header(source)]
-    there = {path.name: path for group in denoiser_files(source)[1] for path in group}
-    for header in headers:
-        if header.path.name not in there:
-            raise ModelFileError(f"{source}: expected a file {header.path.name} in it, as in {header.path.parent}; found none.")
-    return [safefile.read_header(there[header.path.name]) for header in headers]
+    found = [source / header.path.relative_to(path) for header in headers]
+    for file, header in zip(found, headers, strict=True):
+        if not file.is_file():
+            raise ModelFileError(f"{source}: expected a file {file.name} in it, as in {header.path.parent}; found none.")
+    return [safefile.read_header(file) for file in found]
 
 
-def _others(path: Path, source: Path) -> Check:
-    """Whether two folders have the same other files than the denoiser's."""
-
-    def rest(folder: Path) -> dict[str, Path]:
-        weights = {file for group in denoiser_files(folder)[1] for file in group}
-        return {file.relative_to(folder).as_posix(): file for file in parts(folder) if file not in weights}
-
-    here, there = rest(path), rest(source)
+def _others(path: Path, source: Path, weights: Collection[Path]) -> Check:
+    """Whether two folders have the same other files than `weights` of the first one."""
+    changed = {file.relative_to(path).as_posix() for file in weights}
+    here, there = (
+        {name: file for file in parts(folder) if (name := file.relative_to(folder).as_posix()) not in changed}
+        for folder in (path, source)
+    )
     wrong = sorted(here.keys() ^ there.keys()) or [n for n in here if not filecmp.cmp(here[n], there[n], shallow=False)]
     detail = f"{len(wrong)} are not as in the source, such as {wrong[0]}" if wrong else f"{len(here)}, as in the source"
     return Check("other files", not wrong, detail)

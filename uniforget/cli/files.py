@@ -16,7 +16,8 @@ from ..checkpoint import compact as cutting
 from ..checkpoint import compactfile, safefile
 from ..checkpoint.denoiser import find_denoisers
 from ..checkpoint.fileplan import Use
-from ..checkpoint.sanitize import denoiser_files, notes, sanitize
+from ..checkpoint.folder import denoiser_files
+from ..checkpoint.sanitize import notes, sanitize
 from ..checkpoint.verify import verify
 from ..errors import ModelFileError, SettingError
 from ..mask import combine as combining
@@ -85,7 +86,9 @@ def apply(
     lines = [f"saved as {output}: {done.changed} tensors changed, {done.kept} as they were"]
     lines += [f"strength {use.strength:g}: {use.learned.summary().splitlines()[0]}" for use in uses]
     lines += done.cautions
-    lines += [f"Careful: {name} was copied as it is, and may still remember. Apply to it, too." for name in done.left]
+    lines += [
+        f"Careful: {name} was copied as it is, and may still remember. Apply to it too, or remove it." for name in done.left
+    ]
     return {
         "output": str(output),
         "applied": [{k: v for k, v in use.note().items() if k != "gates"} for use in uses],

@@ -70,7 +70,7 @@ def _settings(config: str | None) -> dict[str, Any] | None:
     if not config:
         return None
     place = Path(config).expanduser()
-    if not place.is_dir():
+    if not os.path.isdir(place):
         return {"config": config, "revision": _commit(config)}
     _refuse_pickles(place)
     if (place / modelindex.NAME).exists():  # without one, diffusers loads nothing
