@@ -205,7 +205,7 @@ def test_metadata_that_is_no_text_is_said_and_the_file_is_read(tmp_path, state, 
     done = sanitize(source, target, [Use(mask)])
     assert any("no text" in caution and said in caution for caution in done.cautions)
     found = load_file(target)
-    for name, value in fold({k: v.float() for k, v in state.items()}, mask).items():
+    for name, value in merge({k: v.float() for k, v in state.items()}, mask).items():
         assert torch.equal(found[name], value.half())
     assert (
         safefile.read_header(target).odd == () and safefile.read_header(target).metadata.get("made", "for tests") == "for tests"
