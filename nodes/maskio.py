@@ -95,6 +95,7 @@ def check_name(filename_prefix, inside=None, overwrite=False, extension=EXTENSIO
 def _target(filename_prefix, inside, extension):
     """Folder and name, without ending, that `filename_prefix` stands for."""
     name, inside = str(filename_prefix).strip(), inside or _folder()
+    _parts(name, "filename_prefix", _is_plain, inside)  # as it was written, for the message
     name = name[: -len(extension)] if name.lower().endswith(extension) else name
     parts = _parts(name, "filename_prefix", _is_plain, inside)
     return Path(inside, *parts[:-1]), parts[-1]
