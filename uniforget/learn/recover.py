@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -245,8 +246,8 @@ def one_of_each(learned: Sequence[MaskSet | Subspace]) -> tuple[MaskSet | None, 
     Raises:
         LearnError: there are several of one kind, or none at all.
     """
-    masks = [one for one in learned if one.what == "mask"]
-    spaces = [one for one in learned if one.what == "subspace"]
+    masks: list[Any] = [one for one in learned if one.what == "mask"]
+    spaces: list[Any] = [one for one in learned if one.what == "subspace"]
     if len(masks) > 1 or len(spaces) > 1 or not learned:
         raise LearnError(
             f"Expected one mask, one subspace, or one of each; found {len(masks)} masks and {len(spaces)} subspaces. Combine masks into one first."

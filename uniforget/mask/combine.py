@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -114,8 +114,9 @@ def report(made: Mask, sources: Mapping[str, Any]) -> str:
     """
     if made.what == "subspace":
         return "\n".join([made.summary(), *made.cautions()])
+    made = cast(MaskSet, made)
     lines = made.summary().splitlines()[:2]
-    if not made.hard:  # type: ignore[attr-defined]
+    if not made.hard:
         lines.append("turned down on average: " + _shares(_mean_off(made)))
     for name, source in sources.items():
         change = changes(source, made)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import nn
@@ -72,7 +72,7 @@ class Mask(Protocol):
         names: of its sites or layers; ``kinds``: the kind of each.
     """
 
-    what: str
+    what: ClassVar[str]
 
     @property
     def info(self) -> MaskInfo: ...
@@ -243,9 +243,9 @@ def chain(several: Iterable[Mapping[str, Edit]]) -> dict[str, Chain]:
 _KINDS = (Scale, Project)
 
 
-def pack(edit: Scale | Project) -> tuple[Any, ...]:
+def pack(edit: Edit) -> tuple[Any, ...]:
     """An edit as a plain tuple of tensors and values, which hosts move and rebuild as they like."""
-    return (_KINDS.index(type(edit)), *edit)
+    return (_KINDS.index(type(edit)), *cast("Scale | Project", edit))
 
 
 def unpack(fields: Sequence[Any]) -> Edit:
