@@ -6,7 +6,7 @@ from uniforget.errors import FamilyError, MismatchError
 from uniforget.model import detect as module
 from uniforget.model.detect import canonical, detect, family
 from uniforget.model.families import FAMILIES
-from uniforget.model.families.unsupported import STRANGERS
+from uniforget.model.families.unsupported import UNSUPPORTED
 from uniforget.model.sites import find_sites
 
 TO_K = "transformer_blocks.0.attn2.to_k.weight"
@@ -249,7 +249,7 @@ def test_files_that_are_no_diffusion_model_are_named_with_what_to_load(shapes, w
 
 def test_every_stranger_is_tested():
     messages = [refusal(shapes) for shapes, _ in [*MODELS.values(), *FILES.values()]]
-    assert not [s.title for s in STRANGERS if not any(s.title in m for m in messages)]
+    assert not [s.title for s in UNSUPPORTED if not any(s.title in m for m in messages)]
 
 
 @pytest.mark.parametrize("name", ["double_blocks.0.img_mlp.2.weight", "resblocks.0.convs1.0.weight", "logit_scale"])

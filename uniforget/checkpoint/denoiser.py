@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import FamilyError, MismatchError, ModelFileError
-from ..model.detect import stranger
+from ..model.detect import unsupported
 from ..model.families.schema import Family
 from ..model.fingerprint import fingerprint
-from ..model.sites import Site, find_sites, telling
+from ..model.sites import Site, find_sites, fingerprint_targets
 from . import safefile
 from .safefile import Entry, Header
 
@@ -64,7 +64,7 @@ class Denoiser:
     def fingerprint(self) -> str:
         """The same as the loaded model's (:mod:`uniforget.model.fingerprint`)."""
         weights = {}
-        for site in telling(self.sites):
+        for site in fingerprint_targets(self.sites):
             path = site.places[0].path
             header, entry = self.entries[f"{path}.weight"]
             # fp8 files keep one scale per matrix.
@@ -121,7 +121,7 @@ def find_denoisers(headers: Sequence[Header]) -> list[Denoiser]:
             continue
         entries = {name: everything[full] for name, full in names.items()}
         shapes = {name: entry.shape for name, (_, entry) in entries.items()}
-        if not found and not stranger(shapes):
+        if not found and not unsupported(shapes):
             refuse_packed(entries, path, names)
         try:
             family, sites = find_sites(shapes)

@@ -11,7 +11,7 @@ from functools import cache
 from ..errors import FamilyError, MismatchError
 from .families import FAMILIES
 from .families.schema import Alias, Family, Key, Naming
-from .families.unsupported import ATTACHED, STRANGERS, Stranger
+from .families.unsupported import ATTACHED, UNSUPPORTED, Unsupported
 
 Shapes = Mapping[str, Sequence[int]]
 # The weight of a Linear in a numbered block, and its path: blocks.0.attn.qkv.weight, blocks.0.attn.in_proj_weight.
@@ -51,7 +51,7 @@ def detect(shapes: Shapes) -> tuple[Family, Naming | None]:
     """
     # One text, a name per line, so that each pattern is one search.
     text = "\n".join(shapes)
-    odd = stranger(shapes)
+    odd = unsupported(shapes)
     for entry in () if odd else FAMILIES:
         naming = entry.diffusers
         if _matches(text, shapes, entry.keys, entry.without):
@@ -61,10 +61,10 @@ def detect(shapes: Shapes) -> tuple[Family, Naming | None]:
     raise FamilyError(_unknown(text, shapes, odd))
 
 
-def stranger(shapes: Shapes) -> Stranger | None:
+def unsupported(shapes: Shapes) -> Unsupported | None:
     """What these weights are of, if it is something that no mask fits."""
     text = "\n".join(shapes)
-    return next((s for s in STRANGERS if _line(s.key).search(text)), None)
+    return next((s for s in UNSUPPORTED if _line(s.key).search(text)), None)
 
 
 def _member(entry: Family, naming: Naming | None, shapes: Shapes) -> Family:
@@ -108,7 +108,7 @@ def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
 
 
-def _unknown(text: str, shapes: Shapes, odd: Stranger | None) -> str:
+def _unknown(text: str, shapes: Shapes, odd: Unsupported | None) -> str:
     """What to tell about weights of no family."""
     if not shapes:
         return "This model has no weights, so there is nothing to mask. Load a model; for a state dict, check the prefix."

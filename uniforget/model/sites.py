@@ -164,7 +164,7 @@ def _width(rule: Rule, match: re.Match[str], known: Mapping[str, Sequence[int]],
     )
 
 
-def telling(sites: Iterable[Site]) -> list[Site]:
+def fingerprint_targets(sites: Iterable[Site]) -> list[Site]:
     """The sites whose weights a fingerprint is taken of: down projections, which every host keeps in one piece, by name."""
     return sorted((s for s in sites if s.kind == "ffn"), key=lambda s: s.name)
 

@@ -26,7 +26,7 @@ from ...mask.info import MaskInfo
 from ...model.families.schema import KINDS, Family
 from ...model.fingerprint import fingerprint
 from ...model.layers import Layer, find_layers
-from ...model.sites import Site, find_sites, telling
+from ...model.sites import Site, find_sites, fingerprint_targets
 from ..stored import Stored
 from .network import PREFIX, add_patches, own_modules, own_weights, unpatched
 
@@ -91,7 +91,7 @@ def base_fingerprint(patcher) -> str:
     if model not in _fingerprints:
         modules = own_modules(patcher)
         weights = {}
-        for site in telling(sites_of(patcher)[1]):
+        for site in fingerprint_targets(sites_of(patcher)[1]):
             path = site.places[0].path
             weights[path] = Stored(modules[path], unpatched(patcher, path, modules[path]))
         if not all(weight.readable for weight in weights.values()):

@@ -11,7 +11,7 @@ from ...mask.edit import merge_
 from ...model.families.schema import Family
 from ...model.fingerprint import fingerprint
 from ...model.layers import Layer, find_layers
-from ...model.sites import Site, find_sites, telling
+from ...model.sites import Site, find_sites, fingerprint_targets
 
 
 def find_modules(model: nn.Module) -> tuple[Family, list[Site], dict[str, nn.Module]]:
@@ -27,7 +27,7 @@ def find_modules(model: nn.Module) -> tuple[Family, list[Site], dict[str, nn.Mod
 def base_fingerprint(model: nn.Module) -> str:
     """Fingerprint of the model's weights; the same as ComfyUI's for the same model."""
     _, sites, modules = find_modules(model)
-    return fingerprint({s.name: modules[s.places[0].path].get_parameter("weight") for s in telling(sites)})
+    return fingerprint({s.name: modules[s.places[0].path].get_parameter("weight") for s in fingerprint_targets(sites)})
 
 
 fold_ = project_ = merge_

@@ -15,7 +15,7 @@ from torch import nn
 
 from ...mask.edit import hooked
 from ...model.fingerprint import fingerprint
-from ...model.sites import find_sites, telling
+from ...model.sites import find_sites, fingerprint_targets
 from ..stored import Stored
 from . import Landed, Run
 
@@ -39,7 +39,7 @@ def applied(model: nn.Module, run: Run) -> Iterator[Landed]:
 def _fingerprint(modules: dict[str, nn.Module], shapes: dict[str, tuple[int, ...]]) -> str:
     """Fingerprint of the model without its LoRAs; "": its weights cannot be read."""
     weights = {}
-    for site in telling(find_sites(shapes)[1]):
+    for site in fingerprint_targets(find_sites(shapes)[1]):
         module: Any = modules[site.places[0].path]
         backup = getattr(module, "network_weights_backup", None)  # where its LoRA extension keeps the original
         weights[site.name] = Stored(module, module.weight if not torch.is_tensor(backup) else backup)

@@ -16,7 +16,7 @@ from torch import nn
 from ...errors import MismatchError
 from ...mask.edit import pack, unpack
 from ...model.fingerprint import fingerprint
-from ...model.sites import find_sites, telling
+from ...model.sites import find_sites, fingerprint_targets
 from ..stored import Stored
 from . import Landed, Run
 
@@ -98,7 +98,7 @@ def _fingerprint(unet: Any) -> str:
     modules = dict(unet.model.named_modules())
     backup: Mapping[str, Any] = unet.lora_loader.backup
     weights = {}
-    for site in telling(find_sites(shapes_of(unet))[1]):
+    for site in fingerprint_targets(find_sites(shapes_of(unet))[1]):
         path = PREFIX + site.places[0].path
         weights[path] = Stored(modules[path], backup.get(f"{path}.weight", modules[path].weight))
     if not weights or not all(weight.readable for weight in weights.values()):

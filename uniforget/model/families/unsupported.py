@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Stranger:
+class Unsupported:
     """Something that no mask fits.
 
     Attributes:
@@ -31,40 +31,40 @@ ATTACHED = (
 _MODEL_ITSELF = "Load the diffusion model itself."
 
 # The first that matches counts.
-STRANGERS = (
-    Stranger(
+UNSUPPORTED = (
+    Unsupported(
         "a whole checkpoint",
         r"model\.diffusion_model\..*",
         "Take its diffusion model only: the weights whose names start with 'model.diffusion_model.', given as the prefix.",
     ),
-    Stranger(
+    Unsupported(
         "a LoRA, or a model with one attached",
         r".*(?:[._]lora[._](?:up|down|mid|A|B)\b|[._](?:hada|lokr)_w[12]).*",
         "Load the model itself, and fuse the LoRA into it first.",
     ),
-    Stranger(
+    Unsupported(
         "a ControlNet",
         r"(?:control_model|input_hint_block|controlnet_\w+)\..*|.*\.(?:base_to_ctrl|ctrl_to_base)\..*",
         "Load the model that it steers.",
     ),
-    Stranger("a VAE", r"(?:first_stage_model\.|vae\.)?decoder\.(?:conv_in|conv1|layers\.\d+)\..*", _MODEL_ITSELF),
-    Stranger(
+    Unsupported("a VAE", r"(?:first_stage_model\.|vae\.)?decoder\.(?:conv_in|conv1|layers\.\d+)\..*", _MODEL_ITSELF),
+    Unsupported(
         "a text encoder",
         r"(?:.*\.)?(?:text_model\.encoder|transformer\.resblocks|encoder\.block\.0\.layer|model\.layers\.0\.self_attn)\..*",
         _MODEL_ITSELF,
     ),
-    Stranger("HunyuanVideo or HunyuanImage", r"(?:txt_in\.individual_token_refiner|context_embedder\.token_refiner)\..*"),
-    Stranger("Hunyuan3D", r"latent_in\..*|blocks\.\d+\.moe\..*"),
-    Stranger("Chroma Radiance", r"nerf_blocks\..*"),
-    Stranger("OmniGen2", r"ref_image_refiner\..*"),
-    Stranger("Stable Cascade", r"clip_(?:txt_|img_|txt_pooled_)?mapper\..*"),
-    Stranger(
+    Unsupported("HunyuanVideo or HunyuanImage", r"(?:txt_in\.individual_token_refiner|context_embedder\.token_refiner)\..*"),
+    Unsupported("Hunyuan3D", r"latent_in\..*|blocks\.\d+\.moe\..*"),
+    Unsupported("Chroma Radiance", r"nerf_blocks\..*"),
+    Unsupported("OmniGen2", r"ref_image_refiner\..*"),
+    Unsupported("Stable Cascade", r"clip_(?:txt_|img_|txt_pooled_)?mapper\..*"),
+    Unsupported(
         "a video UNet (Stable Video Diffusion, AnimateDiff, ...)",
         r".*\.(?:time_stack|time_mix_blocks|temporal_transformer_blocks|motion_modules|temp_convs|temp_attentions)\..*",
     ),
-    Stranger("LTX-Video", r"patchify_proj\..*"),
-    Stranger("Mochi", r"t5_yproj\..*"),
-    Stranger("Cosmos", r"blocks\.block0\..*|blocks\.\d+\.adaln_modulation_mlp\..*"),
-    Stranger("HiDream", r"double_stream_blocks\..*"),
-    Stranger("Sana", r".*\.(?:mlp\.inverted_conv|ff\.conv_inverted)\..*"),
+    Unsupported("LTX-Video", r"patchify_proj\..*"),
+    Unsupported("Mochi", r"t5_yproj\..*"),
+    Unsupported("Cosmos", r"blocks\.block0\..*|blocks\.\d+\.adaln_modulation_mlp\..*"),
+    Unsupported("HiDream", r"double_stream_blocks\..*"),
+    Unsupported("Sana", r".*\.(?:mlp\.inverted_conv|ff\.conv_inverted)\..*"),
 )
