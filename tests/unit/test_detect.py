@@ -205,6 +205,16 @@ MODELS = {
     "mochi": (square("t5_yproj.weight", "blocks.0.mod_x.weight"), ["Mochi", "blocks.0.mod_x.weight"]),
     "cosmos": (square("blocks.block0.blocks.0.block.attn.to_q.0.weight"), ["Cosmos"]),
     "hidream": (square("double_stream_blocks.0.block.ff_i.gate.weight"), ["HiDream"]),
+    "anima": (square("blocks.0.mlp.layer1.weight", "llm_adapter.blocks.0.cross_attn.q_proj.weight"), ["Cosmos or Anima"]),
+    "hidream_o1": (square("t_embedder1.mlp.0.weight", "x_embedder.proj1.weight"), ["HiDream"]),
+    "krea_2": (square("txtfusion.projector.weight", "blocks.0.attn.wo.weight"), ["Krea 2"]),
+    "ideogram_4": (square("embed_image_indicator.weight", "layers.0.feed_forward.w2.weight"), ["Ideogram 4"]),
+    "ernie": (square("layers.0.mlp.linear_fc2.weight", "layers.0.self_attention.to_out.0.weight"), ["Ernie-Image"]),
+    "lens": (square("transformer_blocks.0.img_mlp.w1.weight", "transformer_blocks.0.attn.to_out.0.weight"), ["Lens"]),
+    "kandinsky_5": (square("visual_transformer_blocks.0.cross_attention.to_key.weight"), ["Kandinsky 5"]),
+    "boogu": (square("double_stream_layers.0.img_instruct_attn.processor.img_to_q.weight"), ["Boogu-Image"]),
+    "joyimage": (square("double_blocks.0.attn.img_attn_qkv.weight", "img_in.weight"), ["JoyImage"]),
+    "pixeldit": (square("core.pixel_embedder.proj.weight"), ["PixelDiT"]),
 }
 FILES = {
     "checkpoint": ({f"model.diffusion_model.{k}": v for k, v in OURS["sd1"].items()}, ["a whole checkpoint", "as the prefix"]),
