@@ -83,7 +83,7 @@ BAD_FILES = {
     "empty": (lambda data: b"", "the file is empty"),
     "truncated": (truncated, "the file is cut off"),
     "flipped": (flipped, "this mask file is damaged: "),
-    "wrong_typed": (float_typed, "expected dtype U8; found 'F8'"),
+    "wrong_typed": (float_typed, "its header cannot be read"),
     "pickle": (lambda data: pickle.dumps({"gates": [1.0]}), "refused: pickle"),
     "gguf": (lambda data: b"GGUF" + data, "found a GGUF model"),
     "web_page": (lambda data: b"<!DOCTYPE html>" + data, "Choose a mask that UniForget saved"),
