@@ -92,6 +92,14 @@ def test_a_strength_that_changes_no_bit_is_not_proved(tmp_path, mask, source):
     assert verify(target).ok is None and verify(target, source).ok is True
 
 
+def test_a_mask_that_changes_nothing_is_not_proved_along_with_one_that_does(tmp_path, mask, source):
+    other, target = random_mask(TinyModel(("ffn", "norm", "attn")), seed=4), tmp_path / "out.safetensors"
+    sanitize(source, target, [Use(mask), Use(other, 1.0, {"ffn": 0.0, "norm": 0.0, "attn": 0.0})])
+    for found in (verify(target), verify(target, source)):
+        assert found.ok is None and next(c.detail for c in found.checks if c.name == "strength").startswith(other.digest())
+    assert f"{other.digest()} (test) at strength 1, times 0 for ffn, times 0 for norm" in here("verify", str(target)).stdout
+
+
 def test_what_is_said_to_have_been_applied_before_is_proved_too(tmp_path, mask, source):
     other = random_mask(TinyModel(("ffn", "norm", "attn")), seed=4)
     once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"

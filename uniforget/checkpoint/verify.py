@@ -179,8 +179,9 @@ class _Group:
         for header, note in zip(self.headers, self.last, strict=True):
             self._written(header, note, planned)
         alone = [self._zeros(number) for number in range(len(self.uses))]
-        if planned is not None and not planned:
-            self.add("strength", None, "it says that nothing was changed, which is true of every file")
+        idle = [use.learned.digest() for uses in self.uses for use in uses or () if not changes(self.headers, [use])]
+        for digest in idle:
+            self.add("strength", None, f"{digest} changes nothing at this strength, so that it was applied is true of every file")
         compared = sources is not None and planned is not None
         if sources is not None:
             moved = [
@@ -190,7 +191,7 @@ class _Group:
             if compared and planned and not any(moved):
                 self.add("strength", None, "at this strength the masks change no weight of this model")
                 compared = False
-        self.proved = bool(planned) and (alone[-1] or compared) and all(alone[:-1])
+        self.proved = bool(planned) and not idle and (alone[-1] or compared) and all(alone[:-1])
         if not all(alone[:-1]):
             self.add("earlier", None, "something was applied before, which this file does not show; verify its source as well")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def check(path: Path, source: Path | None, masks: Sequence[Path]) -> dict[str, A
     with _Bar("reading") as bar:
         found = verify(path, source, learned, bar.more)
     sign = {True: "ok     ", False: "WRONG  ", None: "unknown"}
-    lines = [f"{entry['mask']} ({entry['method']}) at strength {entry['strength']:g}" for entry in found.applied]
+    lines = [_applied(entry) for entry in found.applied]
     lines += [f"{sign[c.ok]}  {c.name}: {c.detail}" for c in found.checks]
     lines.append(VERDICTS[found.ok])
     return {
@@ -142,6 +142,12 @@ def check(path: Path, source: Path | None, masks: Sequence[Path]) -> dict[str, A
         "checks": [asdict(c) for c in found.checks],
         "summary": _lines(lines),
     }
+
+
+def _applied(entry: Mapping[str, Any]) -> str:
+    """What a note says about one mask, in words."""
+    kinds = "".join(f", times {value:g} for {kind}" for kind, value in entry["per_kind"].items() if value != 1)
+    return f"{entry['mask']} ({entry['method']}) at strength {entry['strength']:g}{kinds}"
 
 
 def _lines(texts: Sequence[str]) -> str:
@@ -213,9 +219,7 @@ def _model(headers: list[safefile.Header], path: Path) -> dict[str, Any]:
         f"{found.title} ({found.name}), {len(shapes)} tensors, {out['bytes'] / 1e9:.2f} GB, {', '.join(f'{n} {d}' for d, n in dtypes.items())}",
         "gates that a mask can have: " + ", ".join(f"{kind} {count:,}" for kind, count in gates.items()),
     ]
-    lines += [f"applied: {e['mask']} ({e['method']}) at strength {e['strength']:g}" for e in out["applied"]] or [
-        "nothing was applied to it"
-    ]
+    lines += [f"applied: {_applied(entry)}" for entry in out["applied"]] or ["nothing was applied to it"]
     lines += [f"another copy of it, under {copy.prefix!r}" for copy in copies]
     lines += out["cautions"]
     return out | {"summary": _lines(lines)}
