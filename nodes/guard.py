@@ -2,14 +2,13 @@
 
 import asyncio
 import functools
-import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import comfy.model_management
 
+from ..uniforget import untrusted
 from ..uniforget.errors import UniForgetError
-from ..uniforget.untrusted import safe
 
 # How ComfyUI itself stops a node, and what it has advice of its own for.
 PASSED_ON = (comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION, UniForgetError)
@@ -40,14 +39,7 @@ async def aside(work, *given):
 
 def told(error):
     """What a user is told of an error, made safe for the page."""
-    if not isinstance(error, UniForgetError):
-        # The traceback is for the report, and only in the log.
-        logging.error("UniForget: unexpected error", exc_info=error)
-        error = (
-            f"Something went wrong that should not: {type(error).__name__}: {error}. If all inputs belong together, this is a fault of "
-            "UniForget: please report it, with the lines of ComfyUI's log."
-        )
-    return safe(error, page=True)
+    return untrusted.told(error, "ComfyUI's log")
 
 
 def guarded(node):

@@ -11,10 +11,13 @@ escaped for one of them: the result is the same text everywhere, and code nowher
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import zlib
 from typing import Any
+
+from .errors import UniForgetError
 
 # Characters of one text of a mask's information (base model, preset, extra notes, ...); how many extra notes, and of the name of one.
 TEXT, EXTRAS, EXTRA_NAME = 2_000, 64, 80
@@ -122,3 +125,15 @@ def safe(text: object, page: bool = False, line: bool = False, most: int = MOST)
     if page:
         kept = _LINKS.sub(lambda found: f"{found[0]} ", kept.translate(_LIKE))
     return kept + (f" ... ({len(whole) - most:,} more characters)" if len(whole) > most else "")
+
+
+def told(error: Exception, log: str) -> str:
+    """What a host's page says of an error. One that nobody foresaw asks for a report; its traceback goes into the log, called `log`."""
+    if not isinstance(error, UniForgetError):
+        logging.error("UniForget: unexpected error", exc_info=error)
+        return safe(
+            f"Something went wrong that should not: {type(error).__name__}: {error}. If all inputs belong together, this is a fault of "
+            f"UniForget: please report it, with the lines of {log}.",
+            page=True,
+        )
+    return safe(error, page=True)

@@ -26,9 +26,9 @@ LONGEST = 120_000  # ms
 
 # Sends one of ComfyUI's messages to its page, as its server would.
 SEND = "([kind, detail]) => window.comfyAPI.api.api.dispatchCustomEvent(kind, detail)"
-# Whatever has scripts, handlers or addresses of ours in it, in the page.
+# Whatever has handlers of ours in it, in the page; also those that would only run when somebody moves the mouse there.
 FOUND = """() => [...document.querySelectorAll('*')].filter((e) =>
-  e.matches('img[src="x"], a[href*="__LNK"]') || [...e.attributes].some((a) => a.name.startsWith('on') && a.value.includes('ufRan'))
+  e.matches('img[src="x"]') || [...e.attributes].some((a) => a.name.startsWith('on') && a.value.includes('ufRan'))
 ).map((e) => e.outerHTML.slice(0, 200))"""
 
 
@@ -105,6 +105,7 @@ def prompt(graph, names):
         "23": graph("UniForgetDemoScore", original=["1", 0], forgotten=["6", 0], **clip, mask=["5", 0], seeds=1, neutral=4),
         "24": graph("PreviewAny", source=["9", 0]),
         "25": graph("PreviewAny", source=["11", 0]),
+        "26": graph("PreviewAny", source=["14", 0]),
     }  # fmt: skip
 
 
@@ -154,24 +155,33 @@ def hostile(value):
     return [hostile(part) for part in value] if isinstance(value, list) else HOSTILE if isinstance(value, str) else value
 
 
-def test_this_page_would_run_such_text(editor, prompt):
+def test_such_text_would_run_and_would_be_found(editor, prompt):
     # Else the other tests here would prove nothing.
     load(editor, {"1": prompt["13"]})
-    for text in ("<img src=x onerror=window.ufControl=1>", LINK):
-        editor.page.evaluate(SEND, ["progress_text", {"nodeId": "1", "text": text}])
-        editor.page.wait_for_timeout(500)
-    assert editor.page.evaluate("window.ufControl === 1")
+    editor.show(1)
+    editor.page.evaluate(SEND, ["progress_text", {"nodeId": "1", "text": "<img src=x onerror=window.ufControl=1>"}])
+    editor.page.wait_for_timeout(500)
+    # Nodes 2.0 does not show this text at all in the version that the tests install; others do, as HTML.
+    assert editor.page.evaluate("window.ufControl === 1") == (editor.renderer == "classic")
+    for html in ("<img src=x>", "<b onmouseover=window.ufRan=1>x</b>"):
+        editor.page.evaluate("(html) => document.body.insertAdjacentHTML('beforeend', `<p id=ufControl>${html}</p>`)", html)
+        assert len(ran(editor)) >= 1
+        editor.page.evaluate("document.querySelector('#ufControl').remove()")
 
 
 def test_no_node_runs_a_strangers_text(editor, prompt, client):
+    client.request("/free", {"free_memory": True, "unload_models": True})  # what is remembered shows nothing
     load(editor, prompt)
     assert len(editor.page.evaluate("app.graph.nodes.map((n) => n.id)")) == len(prompt)
     entry = editor.run()
     missing = set(prompt) - {"1", "10", "12", "13"} - set(entry["outputs"])
     assert not missing, f"nodes that have shown nothing: {missing}"
     assert ran(editor) == []
-    shown = editor.page.evaluate("document.body.innerText")
-    assert "\u2039img src=x onerror" in shown  # it was shown, as text
+    # It was shown, as text.
+    shown = editor.page.evaluate("app.graph.nodes.flatMap((n) => n.widgets ?? []).map((w) => String(w.value))")
+    assert len([text for text in shown if "\u2039img src=x onerror" in text]) > 8
+    if editor.renderer == "classic":
+        assert "\u2039img src=x onerror" in editor.page.evaluate("document.body.innerText")
     # And what results could hold with other models and prompts.
     for node, output in entry["outputs"].items():
         detail = {"node": node, "display_node": node, "output": hostile(output), "prompt_id": "x"}
@@ -196,6 +206,6 @@ def test_no_error_of_a_node_runs_a_strangers_text(editor, refused, client):
             )  # fmt: skip
         assert ran(editor) == [], where
         text = editor.page.evaluate("document.body.innerText")
-        assert "onerror=window.ufRan" in text or "[a|https" in text, f"{where}: the error was not shown"
+        assert "onerror" in text, f"{where}: the error was not shown"
         editor.page.keyboard.press("Escape")
         editor.page.wait_for_timeout(300)

@@ -161,9 +161,15 @@ def test_notes_of_strangers_are_checked(cut_file, tmp_path):
         (lambda n: n["cuts"][path].update(columns="%%"), "cannot be read"),
         (lambda n: n["cuts"][path].pop("columns"), "in its note"),
         (lambda n: n.update(heads=[1]), "cannot be read"),
+        (lambda n: n.update(heads={"x": 0}), "out of range"),
+        (lambda n: n.update(hidden={"x": 10**9}), "out of range"),
     ):
         with pytest.raises(ModelFileError, match=words):
             compactfile.read(changed(change))
+    bias = next(f"{note['prefix']}{p}.bias" for p in note["cuts"] if f"{note['prefix']}{p}.bias" in state)
+    save_file({**state, bias: torch.zeros(3)}, tmp_path / "bias.safetensors", metadata)
+    with pytest.raises(ModelFileError, match=r"is \[3\] in the file"):
+        compactfile.read(safefile.read_header(tmp_path / "bias.safetensors"))
     with pytest.raises(ModelFileError, match="no compact model"):
         compactfile.read(safefile.read_header(source))
     with pytest.raises(MismatchError, match="compact already"):

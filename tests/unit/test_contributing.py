@@ -1,4 +1,4 @@
-"""The example of CONTRIBUTING.md is a family that works."""
+"""The example of CONTRIBUTING.md is a family that works, and the tests that SECURITY.md names are there."""
 
 import re
 from pathlib import Path
@@ -35,3 +35,13 @@ def test_the_example_family_works(monkeypatch):
     assert {s.name: (s.kind, s.units) for s in theirs} == found
     norm = next(s for s in theirs if s.name == "blocks.1.norm1")
     assert [p.path for p in norm.places] == [f"transformer_blocks.1.attn.to_{x}" for x in "qkv"]
+
+
+def test_the_tests_that_security_promises_are_there():
+    folder, found = "", 0
+    for name in re.findall(r"`((?:tests/[\w/]+/)?(?:test_\w+\.py))`", (ROOT / "SECURITY.md").read_text(encoding="utf-8")):
+        # a name alone is in the folder of the one before it
+        folder = name.rpartition("/")[0] or folder
+        assert (ROOT / folder / name.rpartition("/")[2]).is_file(), f"{folder}/{name}"
+        found += 1
+    assert found > 10

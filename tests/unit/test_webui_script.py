@@ -209,6 +209,60 @@ def test_infotext_of_strangers_breaks_nothing(host):
     assert [read(odd) for _, read in host.script.infotext_fields] == [True, "nonsense", None, None, None, None, "nonsense", None]
 
 
+SCRIPT_TAG = '<img src=x onerror="alert(1)">'
+
+
+def inert(text):
+    """Whether no page can make markup of a text, and no console a command."""
+    return not set(text) & set("<>&\x1b") and "alert(1)" in text
+
+
+def test_what_strangers_masks_say_is_inert_in_the_page(host, monkeypatch):
+    texts = dict.fromkeys(("base_name", "method", "preset", "version"), SCRIPT_TAG)
+    mask = half(host.network(), base="AAAA " + SCRIPT_TAG)
+    info = MaskInfo("sd1", mask.info.base, extra={"combined_a": SCRIPT_TAG}, **texts)
+    save(MaskSet(mask.gates, mask.kinds, info), host.folder / "evil.safetensors")
+    save(MaskSet(mask.gates, mask.kinds, MaskInfo(SCRIPT_TAG, "")), host.folder / "family.safetensors")
+    controls = host.script.ui(False)
+    [tell] = controls[1].changes
+    for name in ("evil", "family"):
+        assert inert(tell(f"{name}.safetensors")["value"]), name
+    monkeypatch.setattr(sys.modules[f"{PACKAGE}.mask.info"], "same_base", lambda *bases: False)
+    processed = host.draw(True, "evil.safetensors")
+    [comment] = host.p.comments
+    assert inert(comment) and "learned on another model" in comment
+    assert not [v for text in processed.infotexts for v in map(str, text.values()) if "<" in v]
+    with pytest.raises(Exception, match="alert") as caught:
+        host.draw(True, "family.safetensors")
+    assert inert(str(caught.value)) and type(caught.value).__name__ in ("MismatchError", "FamilyError")
+
+
+@pytest.mark.parametrize(
+    "name", [f"{SCRIPT_TAG}.safetensors", "a\nb.safetensors", "a\x1b[2Jb.safetensors", "a\u202eb.safetensors"]
+)
+def test_names_that_could_be_markup_are_not_offered_and_not_taken(host, name):
+    save(half(host.network()), host.folder / name)
+    assert host.script.ui(False)[1].choices == ["None", "half.safetensors"]
+    with pytest.raises(Exception, match="Rename the file") as caught:
+        host.draw(True, name)
+    assert not set(str(caught.value)) & set("<\n\x1b\u202e")
+    # nor from a stranger's infotext, into the controls
+    readers = dict(zip(config.WEBUI, (read for _, read in host.script.infotext_fields), strict=True))
+    assert readers["mask"]({"UniForget mask": name}) is None
+    assert readers["blocks"]({"UniForget mask": "x", "UniForget blocks": name}) is None
+
+
+def test_what_nobody_foresaw_is_said_in_safe_words(host, monkeypatch, caplog):
+    def broken(*args):
+        raise KeyError(SCRIPT_TAG)
+
+    monkeypatch.setattr(sys.modules[f"{PACKAGE}.hosts.webui.folder"].files, "load", broken)
+    with pytest.raises(Exception, match="please report it") as caught:
+        host.draw(True, "half.safetensors")
+    assert inert(str(caught.value)) and "Traceback" in caplog.text
+    assert untouched(host)
+
+
 def test_mask_and_strength_are_axes_of_the_plot(host):
     assert len(host.plot.axis_options) == 3  # as soon as scripts are loaded
     for callback in host.callbacks["on_before_ui"]:

@@ -128,10 +128,13 @@ def read(header: Header) -> tuple[str, Plan]:
         cuts = {}
         for path, entry in entries.items():
             cuts[path] = cut = _unpacked(path, entry)
-            shape = header.entries[f"{prefix}{path}.weight"].shape
-            if shape != cut.kept:
-                raise ValueError(f"{path:.200} is {list(shape)} in the file and {list(cut.kept)} in its note")
+            weight, bias = (f"{prefix}{path}.{leaf}" for leaf in ("weight", "bias"))
+            for shape, wanted in ((header.entries[weight].shape, cut.kept), (_shape(header, bias) or cut.kept[:1], cut.kept[:1])):
+                if shape != wanted:
+                    raise ValueError(f"{path:.200} is {list(shape)} in the file and {list(wanted)} in its note")
         heads, hidden = ({str(p): int(n) for p, n in note[name].items()} for name in ("heads", "hidden"))
+        if not all(0 < n <= LARGEST_SIDE for n in (*heads.values(), *hidden.values())):
+            raise ValueError("a number of heads or neurons is out of range")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelFileError(
             f"{header.path}: what was cut out of this model cannot be read ({error!s:.300}). Make the file anew."
@@ -142,6 +145,10 @@ def read(header: Header) -> tuple[str, Plan]:
             f"{header.path}: its note asks for {grown:,} numbers, more than such a file can stand for. Do not use it."
         )
     return prefix, Plan(cuts, heads, hidden)
+
+
+def _shape(header: Header, name: str) -> tuple[int, ...] | None:
+    return header.entries[name].shape if name in header.entries else None
 
 
 def _told(entries: Mapping[str, Any]) -> int:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..errors import SettingError
 from ..model.families.schema import KINDS
+from ..untrusted import safe
 
 PAIRS = 24
 LONGEST = 1024
@@ -37,8 +38,6 @@ KIND_NAMES = {
 }
 
 Rows = Sequence[tuple[str, str]]
-# Controls, and those that turn the direction of writing: they could make a value look like another one.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def page(report: Report) -> str:
         _section("Model", _table(report.model)),
         _reproduce(report),
     ]
-    strength = f" at strength {_clean(report.strength, VALUE)}" if report.strength else ""
+    strength = f" at strength {safe(report.strength, most=VALUE)}" if report.strength else ""
     lead = (
         "A text-to-image model keeps some of its training pictures by heart. UniForget switches off the parts of the model that only such "
         f"pictures need; it learned which from neutral prompts, and was never told what to forget. Below is what that changed{strength}."
@@ -173,15 +172,8 @@ def mask_rows(mask: Any, file_hash: str = "") -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _clean(value: str, most: int) -> str:
-    """`value` without what cannot be seen or encoded, and no longer than `most`."""
-    value = str(value)
-    cut = value[:most] + (f" ... ({len(value) - most} more characters)" if len(value) > most else "")
-    return _UNSEEN.sub("\ufffd", cut).encode("utf-8", "replace").decode()
-
-
 def _text(value: str, most: int = VALUE) -> str:
-    return html.escape(_clean(value, most))
+    return html.escape(safe(value, most=most))
 
 
 def _section(heading: str, inside: str) -> str:
@@ -264,7 +256,7 @@ def _reproduce(report: Report) -> str:
     ]
     parts = [f"<ol>{''.join(f'<li>{step}</li>' for step in steps)}</ol>", _table(report.versions)]
     nodes = [
-        (title, "\n".join(f"{name}: {_clean(value, VALUE)}" for name, value in rows[:ROWS])) for title, rows in report.settings
+        (title, "\n".join(f"{name}: {safe(value, most=VALUE)}" for name, value in rows[:ROWS])) for title, rows in report.settings
     ]
     if nodes:
         parts.append(f"<details open><summary>Settings, node by node</summary>{_table(nodes)}</details>")

@@ -163,7 +163,8 @@ def load(path: Path, embeddings: str | None = None) -> tuple[Any, Any, Any]:
     state = compactfile.whole(state, prefix, found)
     clip = vae = None
     if any(name.startswith(("first_stage_model.", "vae.")) for name in state):
-        patcher, clip, vae, _ = comfy.sd.load_state_dict_guess_config(state, embedding_directory=embeddings, metadata=metadata)
+        guess = comfy.sd.load_state_dict_guess_config(state, embedding_directory=embeddings, metadata=metadata)
+        patcher, clip, vae = guess[:3] if guess else (None, None, None)
     else:
         patcher = comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
     if patcher is None:

@@ -5,7 +5,7 @@ Nothing here imports a host; :mod:`uniforget.hosts.webui.script` does.
 
 from .folder import NO_MASK, describe, find, masks
 from .request import Request, from_infotext
-from .run import Landed, Run, comparison, merge, note, original_of, overridden, refuse
+from .run import Landed, Run, comparison, merge, note, original_of, overridden, refusal, refuse
 
 __all__ = [
     "NO_MASK",
@@ -21,5 +21,6 @@ __all__ = [
     "note",
     "original_of",
     "overridden",
+    "refusal",
     "refuse",
 ]

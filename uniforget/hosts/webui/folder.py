@@ -7,22 +7,24 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...errors import MaskFileMissingError, SettingError, UniForgetError
+from ...errors import MaskFileMissingError, SettingError
 from ...mask import files, subspacefile
 from ...mask.edit import Mask
 from ...model.blocks import describe_blocks
 from ...model.detect import family
+from ...untrusted import UNSEEN, safe, told
 
 NO_MASK = "None"
 # Subspaces can have gigabytes: too much to read only to tell what is in them.
 _DESCRIBED = 64 * 2**20
+LONGEST = 1000
 
 _last: dict[tuple[str, int, int], Mask] = {}
 
 
 def masks(folder: str | os.PathLike[str]) -> list[str]:
-    """Names of the files in `folder` and below, with "/" between folders, sorted; hidden ones are left out."""
-    return sorted(_below(str(folder), ()), key=str.casefold)
+    """Names of the files in `folder` and below, with "/" between folders, sorted; hidden and odd ones are left out (:func:`odd`)."""
+    return sorted((name for name in _below(str(folder), ()) if not odd(name)), key=str.casefold)
 
 
 def _below(folder: str, around: tuple[str, ...]) -> Iterator[str]:
@@ -38,6 +40,11 @@ def _below(folder: str, around: tuple[str, ...]) -> Iterator[str]:
                 yield entry.name
 
 
+def odd(name: str) -> bool:
+    """Whether `name` holds what could be markup, or is not seen: names get into infotext, and that into pages and pictures."""
+    return len(name) > LONGEST or bool(UNSEEN.search(name) or set(name) & set('<>"'))
+
+
 def find(folder: str | os.PathLike[str], name: str) -> Path:
     """Path of the file called `name`, as :func:`masks` lists it.
 
@@ -50,6 +57,11 @@ def find(folder: str | os.PathLike[str], name: str) -> Path:
             f"UniForget is on and no mask is chosen. Choose one, or put one into {folder} and press the button beside the list."
         )
     parts = re.split(r"[/\\]", name)
+    if odd(name):
+        raise SettingError(
+            f"Setting 'mask': expected a name of at most {LONGEST} characters without <, >, \" and control characters, because it goes into the "
+            f"infotext of pictures; found {safe(name, line=True, most=100)!r}. Rename the file."
+        )
     inside = all(part.strip(" .") and not set(part) & {":", "\0"} for part in parts)
     if not inside or not name.lower().endswith(files.ENDINGS):
         raise SettingError(
@@ -79,7 +91,7 @@ def load(path: Path) -> Mask:
 
 
 def describe(folder: str | os.PathLike[str], name: str) -> str:
-    """A few lines about the mask called `name`, for people; what is wrong with it, if anything is."""
+    """A few lines about the mask called `name`, safe for the page; what is wrong with it, if anything is."""
     if not name or name == NO_MASK:
         return ""
     try:
@@ -88,6 +100,6 @@ def describe(folder: str | os.PathLike[str], name: str) -> str:
         if size > _DESCRIBED and subspacefile.is_subspace(path):
             return f"a subspace of {size / 2**20:.0f} MB"
         learned = load(path)
-        return f"{learned.summary()}\nblocks: {describe_blocks(family(learned.info.family), learned.names)}"
-    except UniForgetError as error:
-        return str(error)
+        return safe(f"{learned.summary()}\nblocks: {describe_blocks(family(learned.info.family), learned.names)}", page=True)
+    except Exception as error:
+        return told(error, "the console")

@@ -10,7 +10,7 @@ from typing import Any
 from ...config import WEBUI
 from ...errors import SettingError
 from ...model.families.schema import KINDS
-from .folder import NO_MASK
+from .folder import NO_MASK, odd
 
 # How each value is called in infotext. "enabled" is not there: naming a mask means it.
 LABELS = {
@@ -96,6 +96,8 @@ def from_infotext(name: str, params: Mapping[str, Any]) -> Any:
             value = float(text)
             return param.check(value) if math.isfinite(value) else None
         value = param.check(text)
+        if odd(value):
+            return None
     except (SettingError, TypeError, ValueError):
         return None
     return "" if (name, value) == ("blocks", _ALL) else value

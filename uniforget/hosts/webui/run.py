@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ...errors import UniForgetError
 from ...mask.edit import Mask
+from ...untrusted import safe, told
 from . import folder
 from .request import Request
 
@@ -83,6 +85,7 @@ class Run:
 
 def note(p: Any, text: str) -> None:
     """Show `text` below the pictures of `p`, and in the console."""
+    text = safe(text, page=True, line=True)
     logging.warning("UniForget: %s", text)
     p.comment(f"UniForget: {text}")
 
@@ -93,10 +96,20 @@ def refuse(p: Any, error: Exception) -> None:
     Hosts only log what a script raises and go on; what sampling raises, they show.
     """
 
+    raised = refusal(error)
+
     def sample(*args: Any, **kwargs: Any) -> NoReturn:
-        raise error
+        raise raised
 
     p.sample = sample
+
+
+def refusal(error: Exception) -> UniForgetError:
+    """`error` in words that are safe for the host's page, which shows the message of what is raised."""
+    words = told(error, "the console")
+    made = type(error)(words) if isinstance(error, UniForgetError) else UniForgetError(words)
+    made.__cause__ = error
+    return made
 
 
 def comparison(p: Any) -> Any:

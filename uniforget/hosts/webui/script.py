@@ -22,6 +22,7 @@ from modules.ui_components import InputAccordion
 from ...config import WEBUI
 from ...errors import FamilyError, MismatchError
 from ...param import Param
+from ...untrusted import safe
 from . import (
     NO_MASK,
     Request,
@@ -35,6 +36,7 @@ from . import (
     note,
     original_of,
     overridden,
+    refusal,
     refuse,
 )
 from .request import LABELS
@@ -146,7 +148,10 @@ class Generation:
             self._first = self._masked = _nothing
             with self.hooks:
                 if not FORGE:
-                    self.mask(p)
+                    try:
+                        self.mask(p)
+                    except Exception as error:
+                        raise refusal(error) from error
                 return sample(*args, **kwargs)
 
         p.sample = guarded
@@ -224,7 +229,7 @@ class UniForgetScript(scripts.Script):
             generation.mask(p)
         except Exception as error:
             # Sampling is next, with this object.
-            p.sampler = Refusing(error)
+            p.sampler = Refusing(refusal(error))
 
     def postprocess(self, p, processed, *values):
         generation, p.uniforget_generation, p.uniforget_before = getattr(p, "uniforget_generation", None), None, None
@@ -238,7 +243,7 @@ class UniForgetScript(scripts.Script):
         try:
             merge(processed, processing.process_images(twin))
         except Exception as error:
-            processed.comments += f"UniForget: the original could not be made for comparison ({error}).\n"
+            processed.comments += f"UniForget: the original could not be made for comparison ({safe(error, page=True, line=True)}).\n"
             raise
         finally:
             twin.close()
