@@ -214,8 +214,7 @@ def caption(words, scene=None):
     else:
         size = {32: "small", 48: "big"}
         named = [" ".join(w for w in (size.get(t.size), t.subject, *_place(t)) if w) for t in scene.things]
-    named = " and ".join(named)
-    return " ".join(w for w in (words.style, named, "on", words.colour, words.pattern) if w)
+    return " ".join(w for w in (words.style, " and ".join(named), "on", words.colour, words.pattern) if w)
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ def _scenes(rng, count, taken):
         while True:
             number = (2, 1, 2, 2, 1, 3)[i % 6]
             words = Words(SETS[i % 2], tuple(rng.sample(list(SUBJECTS), number)), rng.choice(list(COLOURS)), rng.choice(PATTERNS))
-            key = (words.style, frozenset(words.subjects))
+            key: tuple = (words.style, frozenset(words.subjects))
             if number == 1:
                 key = (*key, words.colour, words.pattern)
             if key not in taken:
@@ -297,8 +296,9 @@ def _third(items):
 
 def _build():
     rng = random.Random(20261126)
-    taken = set()
-    memorized, never = [], []
+    taken: set = set()
+    memorized: list[Fixed] = []
+    never: list[Fixed] = []
     for out in (memorized, never):
         out += [Fixed(caption(w), "scene", s, w, held) for (w, s), held in _third(_scenes(rng, 24, taken))]
     for out in (memorized, never):

@@ -12,6 +12,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,7 +155,7 @@ def main(argv=None):
     if args.init:
         both.load_state_dict(torch.load(args.init, weights_only=True)["model"])
         average.module.load_state_dict(both.state_dict())
-    parts = {"model": both, "average": average, "optimizer": optimizer}
+    parts: dict[str, Any] = {"model": both, "average": average, "optimizer": optimizer}
     checkpoint = args.work / f"{args.model}.pt"
     start = 0
     if checkpoint.exists():
@@ -206,12 +207,12 @@ def main(argv=None):
             saved_at = time.time()
     keep(end)
     path = args.output or module.WEIGHTS
-    states = [m.state_dict() for m in average.module]
+    trained, words = (part.state_dict() for part in average.module.children())
     metadata = {"updates": str(end), "words": " ".join(tokenizer.ids)}
     if args.model == "mmdit":
-        write(path, *states, metadata)
+        write(path, trained, words, metadata)
     else:
-        save(unet.pack(*states), path, metadata)
+        save(unet.pack(trained, words), path, metadata)
 
 
 if __name__ == "__main__":

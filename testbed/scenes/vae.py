@@ -10,6 +10,7 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,13 @@ WEIGHTS = Path(__file__).with_name("vae.safetensors")
 LATENT_NOISE = 0.1  # what the decoder learns to overlook: samples are never exactly what the encoder gives
 
 
+def silent(convolution):
+    """The convolution, giving zero until it is trained."""
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
+    return convolution
+
+
 class Block(nn.Sequential):
     """A residual block of two 3x3 convolutions, which changes nothing at first."""
 
@@ -38,9 +46,8 @@ class Block(nn.Sequential):
             nn.Conv2d(width, width, 3, padding=1),
             nn.GroupNorm(8, width),
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            silent(nn.Conv2d(width, width, 3, padding=1)),
         )
-        nn.init.zeros_(self[-1].weight)
 
     def forward(self, x):
         return x + super().forward(x)
@@ -48,9 +55,7 @@ class Block(nn.Sequential):
 
 def body(inputs, outputs):
     """Convolutions (n, inputs, h, w) -> (n, outputs, h, w) that give zero at first."""
-    last = nn.Conv2d(WIDTH, outputs, 1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    last = silent(nn.Conv2d(WIDTH, outputs, 1))
     return nn.Sequential(nn.Conv2d(inputs, WIDTH, 3, padding=1), *(Block(WIDTH) for _ in range(BLOCKS)), last)
 
 
@@ -65,10 +70,12 @@ class Autoencoder(nn.Module):
         self.decoder = body(CHANNELS, PATCH_VALUES)
         # patches are drawn apart; this joins their edges
         self.seams = nn.Sequential(
-            nn.Conv2d(3, 24, 3, padding=1), nn.SiLU(), nn.Conv2d(24, 24, 3, padding=1), nn.SiLU(), nn.Conv2d(24, 3, 3, padding=1)
+            nn.Conv2d(3, 24, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(24, 24, 3, padding=1),
+            nn.SiLU(),
+            silent(nn.Conv2d(24, 3, 3, padding=1)),
         )
-        nn.init.zeros_(self.seams[-1].weight)
-        nn.init.zeros_(self.seams[-1].bias)
 
     def encode(self, x):
         """Pictures -> latents."""
@@ -89,10 +96,8 @@ class Autoencoder(nn.Module):
         variance, basis = torch.linalg.eigh(torch.cov((patches - mean).T))
         variance, basis = variance[-CHANNELS:], basis[:, -CHANNELS:]
         inward, outward = (basis / variance.sqrt()).T, basis * variance.sqrt()
-        self.encoder_linear.weight.copy_(rearrange(inward, "z v -> z v 1 1"))
-        self.encoder_linear.bias.copy_(-inward @ mean)
-        self.decoder_linear.weight.copy_(rearrange(outward, "v z -> v z 1 1"))
-        self.decoder_linear.bias.copy_(mean)
+        for layer, weight, bias in ((self.encoder_linear, inward, -inward @ mean), (self.decoder_linear, outward, mean)):
+            layer.load_state_dict({"weight": rearrange(weight, "o i -> o i 1 1"), "bias": bias})
 
     @torch.no_grad()
     def fold(self, norm):
@@ -101,15 +106,16 @@ class Autoencoder(nn.Module):
         Were all channels of deviation 1, noise would hide colours no later than the finest detail, and a denoiser had to decide on all at
         once. Weighed, it draws from coarse to fine as it does on pixels. The mean square over channels stays 1.
         """
+        state = self.state_dict()  # shares its tensors with the network
         deviation = (norm.running_var + norm.eps).sqrt()
-        self.encoder_linear.bias.sub_(norm.running_mean)
-        weight = self.decoder_linear.weight.flatten(1).norm(dim=0).sqrt()
+        weight = state["decoder_linear.weight"].flatten(1).norm(dim=0).sqrt()
         weight = weight / weight.square().mean().sqrt()
-        for last in (self.encoder_linear, self.encoder[-1]):
-            last.weight.mul_(rearrange(weight / deviation, "z -> z 1 1 1"))
-            last.bias.mul_(weight / deviation)
-        for first in (self.decoder_linear, self.decoder[0]):
-            first.weight.div_(rearrange(weight, "z -> 1 z 1 1"))
+        state["encoder_linear.bias"].sub_(norm.running_mean)
+        for last in ("encoder_linear", f"encoder.{BLOCKS + 1}"):
+            state[f"{last}.weight"].mul_(rearrange(weight / deviation, "z -> z 1 1 1"))
+            state[f"{last}.bias"].mul_(weight / deviation)
+        for first in ("decoder_linear", "decoder.0"):
+            state[f"{first}.weight"].div_(rearrange(weight, "z -> 1 z 1 1"))
 
 
 def load(path=WEIGHTS):
@@ -149,7 +155,7 @@ def main(argv=None):
     vae.to(args.device)
     norm = nn.BatchNorm2d(CHANNELS, affine=False, momentum=0.02).to(args.device)
     optimizer = MuonAdamW(vae.named_parameters(), args.lr, args.lr / 5, args.steps, adam_only=("linear", "seams"))
-    parts = {"vae": vae, "norm": norm, "optimizer": optimizer}
+    parts: dict[str, Any] = {"vae": vae, "norm": norm, "optimizer": optimizer}
     checkpoint = args.work / "vae.pt"
     start = 0
     if checkpoint.exists():
