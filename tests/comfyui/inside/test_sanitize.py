@@ -125,7 +125,7 @@ def test_names_stay_inside(files):
         "",
         None,
     ):
-        with pytest.raises(ModelFileError, match="expected a .safetensors file in ComfyUI's folders"):
+        with pytest.raises(ModelFileError, match="expected a .safetensors or .sft file in ComfyUI's folders"):
             node.find_model(name)
     for prefix in ("../x", "a/../../x", "C:\\x", "CON", ""):
         assert "plain name inside" in SaveSanitized.validate_inputs("diffusion_models/fp16.safetensors", prefix)
