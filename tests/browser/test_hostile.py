@@ -179,7 +179,7 @@ def test_no_node_runs_a_strangers_text(editor, prompt, client):
     assert ran(editor) == []
     # It was shown, as text.
     shown = editor.page.evaluate("app.graph.nodes.flatMap((n) => n.widgets ?? []).map((w) => String(w.value))")
-    assert len([text for text in shown if "\u2039img src=x onerror" in text]) > 8
+    assert len([text for text in shown if "\u2039img src=x onerror" in text]) > 4
     if editor.renderer == "classic":
         assert "\u2039img src=x onerror" in editor.page.evaluate("document.body.innerText")
     # And what results could hold with other models and prompts.

@@ -243,7 +243,9 @@ class UniForgetScript(scripts.Script):
         try:
             merge(processed, processing.process_images(twin))
         except Exception as error:
-            processed.comments += f"UniForget: the original could not be made for comparison ({safe(error, page=True, line=True)}).\n"
+            processed.comments += (
+                f"UniForget: the original could not be made for comparison ({safe(error, page=True, line=True)}).\n"
+            )
             raise
         finally:
             twin.close()
