@@ -14,6 +14,7 @@ from ..errors import FamilyError, MismatchError, ModelFileError
 from ..model.detect import unsupported
 from ..model.families.schema import Family
 from ..model.fingerprint import fingerprint
+from ..model.names import WRAPPER, plain
 from ..model.sites import Site, find_sites, fingerprint_targets
 from . import safefile
 from .safefile import Entry, Header
@@ -22,8 +23,6 @@ from .safefile import Entry, Header
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "net.")
 _WRAPPERS = ("module.", "unet.", "transformer.", "state_dict.", "ema_model.", "ema.")
 _DEEPEST = 3
-# What torch leaves anywhere in names of a compiled, sharded or checkpointed module.
-_INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 EMA = "model_ema."
 # Names of models in several files, as everybody writes them: what they have in common, the number of this one and of all.
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?=\.safetensors$)", re.IGNORECASE)
@@ -108,7 +107,7 @@ def find_denoisers(headers: Sequence[Header]) -> list[Denoiser]:
     everything = {name: (header, entry) for header in headers for name, entry in header.entries.items()}
     if not everything:
         raise FamilyError(f"{path}: this file has no weights.")
-    cleaned = {name: _INSIDE.sub("", name) for name in everything}
+    cleaned = {name: plain(name) for name in everything}
     problem: FamilyError | None = None
     found: list[Denoiser] = []
     taken: set[str] = set()
@@ -132,7 +131,7 @@ def find_denoisers(headers: Sequence[Header]) -> list[Denoiser]:
             if found:
                 continue
             raise
-        inside = dict.fromkeys(m.group() for full in names.values() for m in _INSIDE.finditer(full))
+        inside = dict.fromkeys(m.group() for full in names.values() for m in WRAPPER.finditer(full))
         wrappers = (*(token for token in _tokens(prefix) if token not in _PREFIXES), *inside)
         found.append(Denoiser(prefix, wrappers, names, entries, family, tuple(sites)))
         taken.update(names.values())

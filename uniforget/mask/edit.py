@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import MismatchError
 from ..model.families.schema import KINDS
+from ..model.names import weights_of
 
 if TYPE_CHECKING:
     from .info import MaskInfo
@@ -300,7 +301,7 @@ def merge_(model: nn.Module, mask: Mask, strength: float = 1.0, per_kind: Mappin
     Raises:
         FamilyError, MismatchError: the mask does not belong to this model; nothing was changed.
     """
-    weights = dict(model.named_parameters())
+    weights = weights_of(model)
     edits = mask.edits({name: tuple(weight.shape) for name, weight in weights.items()}, strength, per_kind)
     empty = [name for name in edits if weights[name].is_meta]
     if empty:

@@ -26,6 +26,7 @@ from ...mask.info import MaskInfo
 from ...model.families.schema import KINDS, Family
 from ...model.fingerprint import fingerprint
 from ...model.layers import Layer, find_layers
+from ...model.names import modules_of, weights_of
 from ...model.sites import Site, find_sites, fingerprint_targets
 from ..stored import Stored
 from .network import PREFIX, add_patches, own_modules, own_weights, unpatched
@@ -202,8 +203,8 @@ class _Loaded:
     def __init__(self, guider, sites: list[Site], sigmas: torch.Tensor, latent: torch.Tensor, prompts: int, model_options):
         self.model = guider.inner_model
         self.sites = sites
-        self.layers = find_layers({n: tuple(p.shape) for n, p in self.model.diffusion_model.named_parameters()})[1]
-        self.modules = dict(self.model.diffusion_model.named_modules())
+        self.layers = find_layers({n: tuple(p.shape) for n, p in weights_of(self.model.diffusion_model).items()})[1]
+        self.modules = modules_of(self.model.diffusion_model)
         self.sigmas = sigmas.detach().clone().float()
         self.prompts = prompts
         self.latent = latent[:1].detach().clone()

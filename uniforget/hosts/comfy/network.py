@@ -6,7 +6,6 @@ it compiles: names get ``_orig_mod.`` in them. Masks are keyed by the names that
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,14 +15,10 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
+from ...model.names import modules_of, plain, weights_of
+
 PREFIX = "diffusion_model."
-_WRAPPER = re.compile(r"(?<![^.])_orig_mod\.")
 _KEY = "uniforget"
-
-
-def plain(name: str) -> str:
-    """A name without what torch.compile puts into it."""
-    return _WRAPPER.sub("", name)
 
 
 @contextmanager
@@ -42,18 +37,13 @@ def original(patcher: Any) -> Iterator[nn.Module]:
 def own_modules(patcher: Any) -> dict[str, nn.Module]:
     """The model's own modules, by plain path relative to the diffusion model."""
     with original(patcher) as network:
-        return modules(network)
-
-
-def modules(network: nn.Module) -> dict[str, nn.Module]:
-    """Modules by plain path; of a module and what was compiled of it, the module itself."""
-    return {plain(f"{path}.")[:-1]: module for path, module in network.named_modules()}
+        return modules_of(network)
 
 
 def own_weights(patcher: Any) -> dict[str, nn.Parameter]:
     """The model's own parameters, by plain name relative to the diffusion model; a loaded clone may have patched their values."""
     with original(patcher) as network:
-        return {plain(name): parameter for name, parameter in network.named_parameters()}
+        return weights_of(network)
 
 
 def unpatched(patcher: Any, path: str, module: nn.Module, leaf: str = "weight") -> torch.Tensor:

@@ -11,6 +11,7 @@ from ...mask.edit import merge_
 from ...model.families.schema import Family
 from ...model.fingerprint import fingerprint
 from ...model.layers import Layer, find_layers
+from ...model.names import modules_of, weights_of
 from ...model.sites import Site, find_sites, fingerprint_targets
 
 
@@ -20,8 +21,8 @@ def find_modules(model: nn.Module) -> tuple[Family, list[Site], dict[str, nn.Mod
     Raises:
         FamilyError: it is of no family that UniForget knows.
     """
-    family, sites = find_sites({name: tuple(p.shape) for name, p in model.named_parameters()})
-    return family, sites, dict(model.named_modules())
+    family, sites = find_sites({name: tuple(p.shape) for name, p in weights_of(model).items()})
+    return family, sites, modules_of(model)
 
 
 def base_fingerprint(model: nn.Module) -> str:
@@ -39,7 +40,7 @@ def layers_of(model: nn.Module) -> tuple[str, list[Layer]]:
     Raises:
         FamilyError: it is of no family that UniForget knows.
     """
-    family, layers = find_layers({name: tuple(p.shape) for name, p in model.named_parameters()})
+    family, layers = find_layers({name: tuple(p.shape) for name, p in weights_of(model).items()})
     return family.name, layers
 
 
@@ -52,7 +53,7 @@ def lora_(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
         MismatchError: it lacks layers of the LoRA, or they have other sizes; nothing was changed.
     """
     layers = {layer.name: layer for layer in layers_of(model)[1]}
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     planned = []
     for name, down in lora.down.items():
         paths = layers[name].paths if name in layers else ()

@@ -7,6 +7,7 @@ from torch import nn
 
 from ...checkpoint.compact import Plan, plan
 from ...mask.info import MaskSet
+from ...model.names import modules_of, weights_of
 from .apply import merge_
 
 
@@ -17,9 +18,9 @@ def compact_(model: nn.Module, mask: MaskSet, multiple: int = 8) -> Plan:
     Raises:
         FamilyError, MismatchError, SettingError: see :func:`uniforget.checkpoint.compact.plan`; nothing was changed.
     """
-    found = plan({name: tuple(p.shape) for name, p in model.named_parameters()}, mask, multiple)
+    found = plan({name: tuple(p.shape) for name, p in weights_of(model).items()}, mask, multiple)
     merge_(model, mask)
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     for cut in found.cuts.values():
         linear = modules[cut.path]
         linear.weight = nn.Parameter(cut.gather(linear.weight).contiguous(), requires_grad=False)

@@ -15,6 +15,7 @@ from torch import nn
 
 from ...mask.edit import hooked
 from ...model.fingerprint import fingerprint
+from ...model.names import modules_of, weights_of
 from ...model.sites import find_sites, fingerprint_targets
 from ..stored import Stored
 from . import Landed, Run
@@ -28,8 +29,8 @@ def applied(model: nn.Module, run: Run) -> Iterator[Landed]:
         FamilyError: the model's family is unknown.
         MismatchError: the mask is not for this model.
     """
-    modules = dict(model.named_modules())
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    modules = modules_of(model)
+    shapes = {name: tuple(weight.shape) for name, weight in weights_of(model).items()}
     edits = run.learned.edits(shapes, run.strength, run.per_kind)
     landed = Landed(len(run.learned.names), _fingerprint(modules, shapes))
     with hooked(modules, edits):
