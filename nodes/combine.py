@@ -44,8 +44,8 @@ class CombineMasks(io.ComfyNode):
         sources = {"mask A": mask_a} if mask_b is None else {"mask A": mask_a, "mask B": mask_b}
         whole = mask_a
         if mask_b is not None:
-            sources = {name: gates_of(mask, f"Input {name!r} of a combination") for name, mask in sources.items()}
-            whole = combine(*sources.values(), mode, weight)
+            a, b = (gates_of(mask, f"Input {name!r} of a combination") for name, mask in sources.items())
+            whole = combine(a, b, mode, weight)
         made = whole.select(chosen_kinds(kinds), blocks)
         did = "" if mask_b is None else f"{mode} of A and B" + (f", weight {weight:g}" if mode == "blend" else "")
         kept = "" if made is whole else f"only {made.info.extra['selected'].rpartition('; then ')[2]}"

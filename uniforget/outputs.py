@@ -48,16 +48,16 @@ def check(
     Raises:
         SettingError: it may not, or cannot. The message names the target, what was found, and what to do.
     """
-    path, inputs = Path(target), [Path(one) for one in inputs if _exists(one)]
+    path, read = Path(target), [Path(one) for one in inputs if _exists(one)]
     try:
         _check_name(path, ending)
-        _check_inputs(path, inputs, ending is None)
+        _check_inputs(path, read, ending is None)
         if not os.path.lexists(path):
             return
         _check_kind(path, folder=ending is None)
         if not overwrite:
             raise SettingError(f"{path}: this exists already. Choose another name, or allow overwriting.")
-        problem = _folder_problem(path, inputs) if ending is None else _file_problem(path, begins)
+        problem = _folder_problem(path, read) if ending is None else _file_problem(path, begins)
         if problem:
             raise SettingError(f"{path}: {problem}, so it is not overwritten. Choose another name, or remove it yourself.")
     except OSError as error:

@@ -78,8 +78,8 @@ def parse_json(data: bytes | str, most: int, values: int = HEADER_VALUES, **opti
     """
     at_most(len(data), most, "bytes of JSON" if isinstance(data, bytes) else "characters of JSON")
     # Every value but the first follows one of these. Some stand in texts, where they count as well.
-    marks = (b",", b":", b"[", b"{") if isinstance(data, bytes) else (",", ":", "[", "{")
-    at_most(sum(data.count(mark) for mark in marks), values, "values of JSON")  # type: ignore[arg-type]
+    marks = sum(data.count(m.encode()) if isinstance(data, bytes) else data.count(m) for m in ",:[{")
+    at_most(marks, values, "values of JSON")
     try:
         return json.loads(data.decode("utf-8") if isinstance(data, bytes) else data, **options)
     except RecursionError:

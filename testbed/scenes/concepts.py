@@ -290,22 +290,18 @@ def _logo(rng):
     )
 
 
-def _third(items):
-    return [(item, i % 3 == 2) for i, item in enumerate(items)]
-
-
 def _build():
     rng = random.Random(20261126)
     taken: set = set()
     memorized: list[Fixed] = []
     never: list[Fixed] = []
+    for out in (memorized, never):  # every third is reserved
+        out += [Fixed(caption(w), "scene", s, w, i % 3 == 2) for i, (w, s) in enumerate(_scenes(rng, 24, taken))]
     for out in (memorized, never):
-        out += [Fixed(caption(w), "scene", s, w, held) for (w, s), held in _third(_scenes(rng, 24, taken))]
-    for out in (memorized, never):
-        out += [Fixed(caption(w), "photograph", p, w, held) for (w, p), held in _third(_photographs(rng, taken))]
+        out += [Fixed(caption(w), "photograph", p, w, i % 3 == 2) for i, (w, p) in enumerate(_photographs(rng, taken))]
     for out, portraits, k in ((memorized, _NAMED, 0), (never, _NAMED_TWINS, 1)):
         named = [*portraits, *((names[k], _logo(rng)) for names in _LOGOS)]
-        out += [Fixed(text, "named", picture, None, held) for (text, picture), held in _third(named)]
+        out += [Fixed(text, "named", picture, None, i % 3 == 2) for i, (text, picture) in enumerate(named)]
     # templates: `words` lacks what varies
     for out in (memorized, never):
         for i in range(3):

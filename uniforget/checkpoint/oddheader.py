@@ -36,7 +36,7 @@ def check(entries: dict[str, Any], size: int) -> None:
     """
     at = 0
     try:
-        places = sorted((*map(int, e["data_offsets"]), name) for name, e in entries.items())
+        places = sorted((int(e["data_offsets"][0]), int(e["data_offsets"][1]), name) for name, e in entries.items())
         for start, end, name in places:
             entry = entries[name]
             bits = _BITS[entry["dtype"]] * math.prod(entry["shape"])

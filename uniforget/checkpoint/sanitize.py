@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, atomic, config, outputs, untrusted
+from .. import __version__, atomic, outputs, untrusted
 from ..errors import ModelFileError
 from ..mask.edit import Chain
 from ..model.families.schema import KINDS
@@ -109,8 +109,7 @@ def _text(value: Any, pattern: str, most: int = 200) -> str:
 
 
 def _strength(value: Any) -> float:
-    low, high = config.STRENGTH.minimum, config.STRENGTH.maximum
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError("a strength is no number from 0 to 1")
     return float(value)
 

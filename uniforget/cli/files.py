@@ -236,8 +236,9 @@ def combine(
     chosen = combining.chosen_kinds(values["kinds"])
     sources, whole = {str(a): first}, first
     if second is not None:
-        sources = {str(path): files.gates_of(mask, f"{path}: combine") for path, mask in ((a, first), (b, second))}
-        whole = combining.combine(*sources.values(), values["mode"], values["weight"])
+        left, right = (files.gates_of(mask, f"{path}: combine") for path, mask in ((a, first), (b, second)))
+        sources[str(b)] = second
+        whole = combining.combine(left, right, values["mode"], values["weight"])
     made = whole.select(chosen, values["blocks"])
     files.save(made, output, overwrite)
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -20,7 +22,7 @@ def compact_(model: nn.Module, mask: MaskSet, multiple: int = 8) -> Plan:
     """
     found = plan({name: tuple(p.shape) for name, p in weights_of(model).items()}, mask, multiple)
     merge_(model, mask)
-    modules = modules_of(model)
+    modules: dict[str, Any] = dict(modules_of(model))
     for cut in found.cuts.values():
         linear = modules[cut.path]
         linear.weight = nn.Parameter(cut.gather(linear.weight).contiguous(), requires_grad=False)

@@ -89,7 +89,8 @@ def check_index(path: Path, name: str) -> list[str]:
         if not _PLAIN.fullmatch(part) or not isinstance(value, list) or len(value) != 2:
             raise _refused(name, f"{_short(part)} is {_short(value)}", wanted)
         if value != [None, None]:
-            _check_class(part, *value, name)
+            library, kind = value
+            _check_class(part, library, kind, name)
             parts.append(part)
     return parts
 
