@@ -15,9 +15,11 @@ from torch import nn
 
 from uniforget.config import PRESETS
 from uniforget.learn import learn
-from uniforget.learn.moments import Moments, collect
+from uniforget.learn.subspace import moments as collect
+from uniforget.learn.subspace import subspace_of
+from uniforget.learn.sums import Sums
 from uniforget.mask.info import MaskInfo, MaskSet
-from uniforget.mask.subspace import Subspace, subspace_of
+from uniforget.mask.subspace import Subspace
 from uniforget.model.sites import Place, Site
 
 
@@ -35,10 +37,10 @@ class Rotated(nn.Module):
         return self.inner(x @ self.vectors.to(x.dtype))
 
 
-def moments(bed: Any, seed: int) -> Moments:
+def moments(bed: Any, seed: int) -> Sums:
     """Second moments of all layers on the bed's neutral prompts."""
 
-    def make() -> Moments:
+    def make() -> Sums:
         model = bed.model()
         return collect(model, model.layers, bed.settings(seed))
 

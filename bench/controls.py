@@ -14,7 +14,8 @@ import torch
 
 from uniforget.learn import Settings, scores
 from uniforget.learn.model import Model, euler
-from uniforget.learn.moments import Moments, collect
+from uniforget.learn.subspace import moments as collect
+from uniforget.learn.sums import Sums
 from uniforget.mask.gates import gated
 from uniforget.mask.info import MaskInfo, MaskSet
 from uniforget.mask.subspace import Basis, Subspace
@@ -59,7 +60,7 @@ def magnitude(model) -> dict[str, torch.Tensor]:
 
 def energy(model: Model, settings: Settings, prompts: list[int] | None = None) -> dict[str, torch.Tensor]:
     """Mean output energy on neutral prompts (the product's own "scores"), or on `prompts` (trajectories by number)."""
-    return scores.energies(model, scores.collect(model, settings, rows=prompts))
+    return scores.energies(model, scores.squares(model, settings, rows=prompts))
 
 
 def contrastive(model: Model, told: Model, settings: Settings) -> dict[str, torch.Tensor]:
@@ -77,7 +78,7 @@ def fisher(model: Model, settings: Settings, draws: int = 32) -> dict[str, torch
     factors = {s.name: torch.ones(s.units) for s in model.sites}
     total = {s.name: torch.zeros(s.units) for s in model.sites}
     which = torch.randperm(model.prompts, generator=generator).tolist()
-    with gated(model.modules, model.sites, factors):
+    with gated(model.modules, model.sites) as install:
         for draw in range(draws):
             rows = [which[(draw * settings.batch + i) % len(which)] for i in range(settings.batch)]
             x = model.initial(len(rows), generator)
@@ -87,6 +88,7 @@ def fisher(model: Model, settings: Settings, draws: int = 32) -> dict[str, torch
                     x = euler(model, x, k, rows, settings.cfg)[0]
             for name in factors:
                 factors[name] = torch.ones_like(factors[name]).requires_grad_()
+            install(factors)
             prediction = model.denoise(torch.cat([x, x]), model.sigmas[stop].expand(2 * len(x)), rows + [-1] * len(x))
             signs = torch.randint(0, 2, prediction.shape, generator=generator) * 2.0 - 1
             found = torch.autograd.grad((prediction * signs).sum(), list(factors.values()), allow_unused=True)
@@ -96,13 +98,13 @@ def fisher(model: Model, settings: Settings, draws: int = 32) -> dict[str, torch
     return total
 
 
-def neurons(model: Model, settings: Settings) -> Moments:
+def neurons(model: Model, settings: Settings) -> Sums:
     """Second moments of what the down projections of `model`'s ffn sites read."""
     paths = {s.places[0].path for s in model.sites if s.kind == "ffn"}
     return collect(model, [layer for layer in model.layers if layer.paths[0] in paths], settings)
 
 
-def obs(model, moments: Moments, damping: float = 0.01) -> dict[str, torch.Tensor]:
+def obs(model, moments: Sums, damping: float = 0.01) -> dict[str, torch.Tensor]:
     """Optimal brain surgeon's loss of each neuron when the other columns make up for it: ``||W_j||^2 / [H^-1]_jj``."""
     out = {}
     for site in model.sites:
@@ -112,13 +114,13 @@ def obs(model, moments: Moments, damping: float = 0.01) -> dict[str, torch.Tenso
     return out
 
 
-def _inverse(moments: Moments, name: str, damping: float) -> torch.Tensor:
+def _inverse(moments: Sums, name: str, damping: float) -> torch.Tensor:
     mean = moments.sums[name] / moments.counts[name]
     return torch.linalg.inv(mean + damping * mean.diagonal().mean() * torch.eye(len(mean), dtype=mean.dtype))
 
 
 @torch.no_grad()
-def compensated(network, model, mask: MaskSet, moments: Moments, damping: float = 0.01):
+def compensated(network, model, mask: MaskSet, moments: Sums, damping: float = 0.01):
     """A copy of the network in which the kept columns of every down projection make up for those that `mask` removes."""
     out = copy.deepcopy(network)
     for site in model.sites:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from testbed import concepts
-from uniforget.config import RECOVER
+from uniforget.config import METHODS, RECOVER
 from uniforget.hosts.diffusers.apply import lora_
 from uniforget.learn.recover import recover
-from uniforget.learn.subspace import PRESETS as SUBSPACE
 from uniforget.mask.info import MaskSet
 from uniforget.mask.subspace import Subspace
 
@@ -58,7 +57,7 @@ def subspace(preset: str, seed: int = 0, strength: float = 1.0, threshold: float
     """Subspace forgetting alone."""
 
     def build(bed: Bed) -> tuple[Any, Any]:
-        found = space_of(bed, threshold or SUBSPACE[preset], seed)
+        found = space_of(bed, threshold or METHODS["subspace"].amount(preset), seed)
         return bed.edited(found, strength), found
 
     note = f"threshold {threshold:g}" if threshold else ""
@@ -157,7 +156,7 @@ def rank_control(name: str, preset: str = "strong", seed: int = 0, attack: str =
     """Another subspace with as many directions."""
 
     def build(bed: Bed) -> tuple[Any, Any]:
-        like, model = space_of(bed, SUBSPACE[preset]), bed.model()
+        like, model = space_of(bed, METHODS["subspace"].amount(preset)), bed.model()
         found = controls.random_subspace(model, like, seed) if name == "random subspace" else controls.svd_subspace(model, like)
         return bed.edited(found), found
 

@@ -1,27 +1,29 @@
 """How fast learning is and what it keeps in memory, beside a straightforward scheme with two backward passes.
 
-    python -m bench.learn --json FILE [--repeats 3]
+    python -m bench.learn --json FILE [--repeats 3] [--batch 2] [--only flux] [--smallest]
 
-Runs on the CPU. **The models** are diffusers' own classes, narrow but shaped like the real ones, with random weights: an SDXL-type
-UNet (three levels, transformer depths 0, 1 and 2, cross-attention to 77 tokens, GEGLU) at 32 x 32 latents, and a FLUX-type transformer (2
-double and 4 single blocks, heads of 64) at 256 picture and 64 text tokens. N = 8 sampling steps; guidance 1, as for FLUX.1-schnell.
+Runs on the CPU, on one thread. **The models** are diffusers' own classes, narrow but shaped like the real ones, with random weights: an
+SDXL-type UNet (three levels, transformer depths 0, 1 and 2, cross-attention to 77 tokens, GEGLU) at 32 x 32 latents, and a FLUX-type
+transformer (2 double and 4 single blocks, heads of 64) at 256 picture and 64 text tokens. N = 8 sampling steps; guidance 1, as for FLUX.1-schnell.
 
 **The rows** are one update each: the loss of a batch, its gradient, and the optimizer's step, with gates on ffn and norm.
 
 * ``two_backward``: the scheme of earlier code, written out plainly. The student's chain runs without a gradient; then, step by step
   from the end, the step runs again, one backward pass collects the gates' gradients and a second one the latent's. The teacher's pictures
   are known before, as they are in ours.
-* ``trajectory``: ours, in its three memory modes; ``stepwise``: ours.
+* ``trajectory`` and ``stepwise``: ours, in their memory modes; ``micro`` takes one row at a time.
 
-``seconds_per_step`` is the median over the updates, in turns with the others so that all see the same machine; ``peak_bytes`` is the peak
-of torch's CPU allocator over one update beyond what was there before, in a run of its own. The weights are not in it. The C library
-is told to keep freed memory, as CUDA's caching allocator does, else fresh pages from the system are part of every figure.
+``seconds_per_step`` is the median of CPU seconds over the updates, in turns with the others so that all see the same machine, and whatever
+else runs beside it; ``peak_bytes`` is the peak of torch's CPU allocator over one update beyond what was there before, in a run of its own.
+The weights are not in it. The C library is told to keep freed memory, as CUDA's caching allocator does, else fresh pages from the system are
+part of every figure.
 """
 
 import argparse
 import ctypes
 import os
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,21 +33,28 @@ import torch
 from torch import nn
 
 from uniforget.hosts.diffusers.apply import find_modules
-from uniforget.learn import Settings, memory, record_teacher
-from uniforget.learn.loop import BETA_UNIT, _Run
+from uniforget.learn import Session, Settings
+from uniforget.learn.gates import BETA_UNIT, Learner
 from uniforget.learn.objectives import OBJECTIVES
-from uniforget.mask.gates import ALPHA, DELTA, GAMMA, INITIAL_LOGIT, ZETA, gated, sparsity_loss
-from uniforget.mask.info import MaskInfo
+from uniforget.learn.relax import ALPHA, DELTA, GAMMA, INITIAL_LOGIT, ZETA, sparsity_loss, split
+from uniforget.learn.trajectories import record_teacher
+from uniforget.mask.gates import gated
 
-from .common import allocated, machine, seconds, write_json
+from .common import allocated, machine, write_json
 
 N, BATCH, PROMPTS, REPEATS = 8, 2, 4, 3
+SCHEMES = (
+    *(("trajectory", mode) for mode in ("keep", "micro", "step", "block")),
+    *(("stepwise", mode) for mode in ("keep", "micro", "block")),
+)
 
 
 class Bench:
     """A narrow model as :class:`uniforget.learn.Model`."""
 
-    def __init__(self, network: nn.Module, shape: tuple[int, ...], conditions: dict[str, torch.Tensor], timescale: float):
+    def __init__(
+        self, network: nn.Module, shape: tuple[int, ...], conditions: dict[str, torch.Tensor], timescale: float, steps: int
+    ):
         torch.manual_seed(0)
         with torch.no_grad():
             for weight in network.parameters():
@@ -54,7 +63,8 @@ class Bench:
         self.network = network.eval().requires_grad_(False)
         self.family, sites, self.modules = find_modules(network)
         self.sites = [s for s in sites if s.kind in ("ffn", "norm")]
-        self.sigmas = torch.linspace(1, 0, N + 1)
+        self.sigmas = torch.linspace(1, 0, steps + 1)
+        self.groups = [0] * (PROMPTS + 1)
         self.prompts, self.shape, self.conditions, self.timescale = PROMPTS, shape, conditions, timescale
 
     def initial(self, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -72,7 +82,7 @@ class Bench:
     ids: tuple[torch.Tensor, torch.Tensor]
 
 
-def sdxl() -> Bench:
+def sdxl(size: int = 32, steps: int = N) -> Bench:
     """SDXL's shape: levels of 128, 256 and 512 channels."""
     from diffusers import UNet2DConditionModel
 
@@ -89,10 +99,10 @@ def sdxl() -> Bench:
         "text_embeds": torch.randn(PROMPTS + 1, 128, generator=g),
         "time_ids": torch.tensor([[256.0, 256, 0, 0, 256, 256]]).repeat(PROMPTS + 1, 1),
     }
-    return Bench(network, (4, 32, 32), conditions, 1000.0)
+    return Bench(network, (4, size, size), conditions, 1000.0, steps)
 
 
-def flux() -> Bench:
+def flux(size: int = 16, steps: int = N) -> Bench:
     """FLUX.1's shape: 512 wide, 8 heads of 64."""
     from diffusers import FluxTransformer2DModel
 
@@ -105,9 +115,9 @@ def flux() -> Bench:
         "encoder_hidden_states": torch.randn(PROMPTS + 1, 64, 512, generator=g),
         "pooled_projections": torch.randn(PROMPTS + 1, 128, generator=g),
     }
-    model = Bench(network, (256, 64), conditions, 1.0)
-    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
-    model.ids = (torch.stack([torch.zeros(256), rows.flatten(), columns.flatten()], 1), torch.zeros(64, 3))
+    model = Bench(network, (size**2, 64), conditions, 1.0, steps)
+    rows, columns = torch.meshgrid(torch.arange(float(size)), torch.arange(float(size)), indexing="ij")
+    model.ids = (torch.stack([torch.zeros(size**2), rows.flatten(), columns.flatten()], 1), torch.zeros(64, 3))
     return model
 
 
@@ -116,7 +126,8 @@ class TwoBackward:
 
     def __init__(self, model: Bench, settings: Settings):
         self.model, self.settings = model, settings
-        self.bank = record_teacher(model, settings)
+        self.cache = record_teacher(model, settings)
+        self.steps = len(model.sigmas) - 1
         self.logits = [torch.full((s.units,), INITIAL_LOGIT, requires_grad=True) for s in model.sites]
         self.optimizer = torch.optim.Adam(self.logits, lr=settings.learning_rate)
         self.noise: list[torch.Tensor] = []
@@ -154,19 +165,19 @@ class TwoBackward:
         return x + (x - self.model.denoise(x, sigma.expand(len(x)), which)) / sigma * (after - sigma)
 
     def update(self) -> None:
-        rows = torch.randperm(len(self.bank.which), generator=self.generator)[:BATCH].tolist()
-        which = [self.bank.which[r] for r in rows]
+        rows = torch.randperm(len(self.cache.which), generator=self.generator)[: self.settings.batch].tolist()
+        which = [self.cache.which[r] for r in rows]
         u = [torch.rand(logit.shape, generator=self.generator) for logit in self.logits]
         self.noise = [torch.log(v + DELTA) - torch.log(1 - v + DELTA) for v in u]
-        states = [self.bank.states[rows, 0].float()]
+        states = [self.cache.states[rows, 0].float()]
         with torch.no_grad():
-            for k in range(N):
+            for k in range(self.steps):
                 states.append(self._step(states[-1], k, which))
         final = states.pop().requires_grad_()
-        loss = (final - self.bank.states[rows, N].float()).square().mean() / self.bank.final_scale
+        loss = (final - self.cache.states[rows, self.steps].float()).square().mean() / self.cache.final_scale
         (gradient_x,) = torch.autograd.grad(loss, final)
         totals = [torch.zeros_like(logit) for logit in self.logits]
-        for k in reversed(range(N)):
+        for k in reversed(range(self.steps)):
             x = states.pop().requires_grad_()
             after = self._step(x, k, which)
             found = torch.autograd.grad(after, self.logits, grad_outputs=gradient_x, retain_graph=True)
@@ -184,25 +195,27 @@ class Ours:
     """One update of the product's own learning run."""
 
     def __init__(self, model: Bench, settings: Settings):
-        info = MaskInfo(family=model.family.name, base="")
-        self.run = _Run(model, settings, info, lambda p: None, None, 1)
-        self.model, self.factors, self.step = model, dict[str, torch.Tensor](), 0
-        bank = record_teacher(model, settings)
-        self.objective = OBJECTIVES[settings.objective](model, bank, settings, self.run.generator, self.factors)
-        with self:
-            chain = N if settings.objective == "trajectory" else 1
-            self.objective.settle_memory(memory.free_bytes(model.sigmas.device), chain)
+        self.model, self.step = model, 0
+        cache, generator = record_teacher(model, settings), torch.Generator().manual_seed(0)
+        self.install: Callable[[dict[str, torch.Tensor]], None] = lambda gates: None
+        gates = lambda flat: self.install({} if flat is None else split(flat, model.sites))  # noqa: E731
+        self.objective = OBJECTIVES[settings.objective](model, cache, settings, generator, gates)
+        if settings.memory == "micro":
+            self.objective.rows = 1
+        self.learner = Learner(model, settings, self.objective, "bench", Session())
 
     def __enter__(self) -> "Ours":
-        self.context = gated(self.model.modules, self.model.sites, self.factors)
-        self.context.__enter__()
+        self.context = gated(self.model.modules, self.model.sites)
+        self.install = self.context.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.context.__exit__(None, None, None)
 
     def update(self) -> None:
-        self.run._update(self.objective, self.step)
+        loss, gradient = self.learner.update(self.step)
+        self.learner.optimizer.move(loss.item(), gradient, self.step)
+        self.learner.progress(self.step + 1, loss.item())
         self.step += 1
 
 
@@ -214,14 +227,20 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)
 
 
-def measure(name: str, make: Callable[[], Bench], repeats: int) -> list[dict[str, Any]]:
+def seconds(run: Callable[[], Any]) -> float:
+    """CPU seconds of a call."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def measure(name: str, model: Bench, batch: int, repeats: int) -> list[dict[str, Any]]:
     """One row per scheme for one model."""
-    model = make()
-    settings = Settings(batch=BATCH, noises=1, cfg=1.0, steps=1000, learning_rate=0.01)
+    settings = Settings(batch=batch, noises=1, cfg=1.0, steps=1000, learning_rate=0.01)
     schemes: list[tuple[str, str, Any]] = [("two_backward", "", TwoBackward(model, settings))]
-    for objective, mode in (("trajectory", "keep"), ("trajectory", "step"), ("trajectory", "block"), ("stepwise", "keep")):
-        schemes.append((objective, mode, Ours(model, replace(settings, objective=objective, memory=mode))))
-    auto = Ours(model, replace(settings, objective="trajectory")).objective.memory
+    schemes += [
+        (objective, mode, Ours(model, replace(settings, objective=objective, memory=mode))) for objective, mode in SCHEMES
+    ]
     peaks = []
     for _, _, scheme in schemes:
         with scheme:
@@ -237,9 +256,8 @@ def measure(name: str, make: Callable[[], Bench], repeats: int) -> list[dict[str
             "family": name,
             "objective": objective,
             "memory": mode,
-            "chosen_by_auto": objective == "trajectory" and mode == auto,
-            "batch": BATCH,
-            "steps": N,
+            "batch": batch,
+            "steps": len(model.sigmas) - 1,
             "seconds_per_step": statistics.median(times[i]),
             "peak_bytes": peaks[i],
         }
@@ -248,20 +266,19 @@ def measure(name: str, make: Callable[[], Bench], repeats: int) -> list[dict[str
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What the issue of learning asks for, by name, from the rows of one family."""
+    """What is compared, by name, from the rows of one family: how many times as fast, and how much of the memory."""
     at = {(r["objective"], r["memory"]): r for r in rows}
-    base, keep = at["two_backward", ""], at["trajectory", "keep"]
-    step, block, stepwise = at["trajectory", "step"], at["trajectory", "block"], at["stepwise", "keep"]
-    time = lambda a, b: a["seconds_per_step"] / b["seconds_per_step"]  # noqa: E731
-    return {
-        "trajectory_same_memory_speedup": time(base, step),
-        "trajectory_same_memory_bytes": step["peak_bytes"] / base["peak_bytes"],
-        "trajectory_keep_speedup": time(base, keep),
-        "trajectory_block_bytes": block["peak_bytes"] / base["peak_bytes"],
-        "trajectory_block_speedup": time(base, block),
-        "stepwise_over_trajectory_speedup": time(keep, stepwise),
-        "stepwise_over_step_speedup": time(step, stepwise),
-    }
+    base = at["two_backward", ""]
+    out = {}
+    for (objective, mode), row in at.items():
+        if row is not base:
+            out[f"{objective}_{mode}_speedup"] = base["seconds_per_step"] / row["seconds_per_step"]
+            out[f"{objective}_{mode}_bytes"] = row["peak_bytes"] / base["peak_bytes"]
+    for objective in ("trajectory", "stepwise"):
+        micro, block = at[objective, "micro"], at[objective, "block"]
+        out[f"{objective}_micro_over_block_speedup"] = block["seconds_per_step"] / micro["seconds_per_step"]
+        out[f"{objective}_micro_over_block_bytes"] = micro["peak_bytes"] / block["peak_bytes"]
+    return out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -269,12 +286,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.learn", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="updates timed per row (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=BATCH, help="rows of an update (default %(default)s)")
+    parser.add_argument("--only", choices=("sdxl", "flux"), help="one of the two models")
+    parser.add_argument(
+        "--smallest", action="store_true", help="two sampling steps on a quarter of the pixels: to see that it runs"
+    )
     options = parser.parse_args(arguments)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks about devices
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     keep_freed_memory()
+    small = {"steps": 2} if options.smallest else {}
     rows, summary = [], {}
-    for name, make in (("sdxl", sdxl), ("flux", flux)):
-        found = measure(name, make, options.repeats)
+    for name, make, size in (("sdxl", sdxl, 32), ("flux", flux, 16)):
+        if options.only not in (None, name):
+            continue
+        found = measure(name, make(size // 2 if small else size, **small), options.batch, options.repeats)
         rows += found
         summary[name] = ratios(found)
         for row in found:
@@ -283,6 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("     ", ", ".join(f"{key} {value:.2f}" for key, value in summary[name].items()))
     if options.json:
         write_json(options.json, {"rows": rows, "ratios": summary, "machine": machine()})
+    torch.set_num_threads(threads)
     return 0
 
 

@@ -27,7 +27,6 @@ from uniforget.checkpoint.fileplan import Use, plan
 from uniforget.checkpoint.safefile import Entry, Header
 from uniforget.checkpoint.sanitize import sanitize
 from uniforget.cli.files import uses_of
-from uniforget.hosts.diffusers.published import MODELS
 from uniforget.mask import files
 from uniforget.mask.info import MaskInfo, MaskSet
 from uniforget.model.sites import find_sites
@@ -39,7 +38,16 @@ PREFIX = "model.diffusion_model."
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Weights of SDXL's UNet."""
-    return {name: tuple(p.shape) for name, p in MODELS["sdxl"].build().named_parameters()}
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        network = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(5, 10, 20),
+            transformer_layers_per_block=(1, 2, 10), cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time",
+            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+        )  # fmt: skip
+    return {name: tuple(p.shape) for name, p in network.named_parameters()}
 
 
 def checkpoint(path: Path, size: int, unet: dict[str, tuple[int, ...]]) -> None:

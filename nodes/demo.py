@@ -14,6 +14,8 @@ import torch
 from comfy_api.latest import io
 
 from ..testbed import model as tb
+from ..testbed.concepts import CANVAS
+from ..testbed.evaluate import learning_prompts
 from ..testbed.text import TextEncoder, WordTokenizer
 from ..uniforget.errors import FamilyError
 from .inputs import CATEGORY
@@ -29,7 +31,14 @@ class _Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_samp
 
 
 class TestbedModel(comfy.model_base.SD3):
-    """ComfyUI's SD3 with the testbed's prediction type."""
+    """ComfyUI's SD3 with the testbed's prediction type.
+
+    Attributes:
+        canvas: width and height of the only pictures that it draws; ``neutral_prompts``: what to learn on when nothing is given.
+    """
+
+    canvas = CANVAS
+    neutral_prompts = staticmethod(learning_prompts)
 
     def __init__(self, model_config, device=None):
         super().__init__(model_config, device=device)

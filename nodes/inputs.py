@@ -51,11 +51,11 @@ async def valid_aside(check, value):
     return await aside(valid, check, value)
 
 
-def show(node, text):
-    """Shows `text` inside the running node, as every renderer can, and hands it to API users as ``ui.text``.
+def say(node, text):
+    """Shows `text` inside the running node, as every renderer can.
 
     The node's schema has to ask for ``io.Hidden.unique_id``. Names and information in the text come from strangers, and ComfyUI's page
-    takes it for HTML: no node sends text there by another way.
+    takes it for HTML: no node sends text there by another way. Returns the text as it was shown.
     """
     text = safe(text, page=True)
     unique_id = getattr(getattr(node, "hidden", None), "unique_id", None)
@@ -63,4 +63,9 @@ def show(node, text):
         from server import PromptServer  # ComfyUI's; only there while it serves
 
         PromptServer.instance.send_progress_text(text, unique_id)
-    return ui.PreviewText(text)
+    return text
+
+
+def show(node, text):
+    """:func:`say`, and the text for API users as ``ui.text``."""
+    return ui.PreviewText(say(node, text))

@@ -4,33 +4,30 @@ import contextlib
 import logging
 from pathlib import Path
 
-import comfy.latent_formats
-import comfy.model_management
-import comfy.sample
-import comfy.samplers
 import folder_paths
+import numpy as np
 import torch
 from comfy_api.latest import io
+from PIL import Image
 
-from ..testbed.concepts import CANVAS
-from ..testbed.evaluate import learning_prompts
-from ..uniforget import __version__, atomic, config
-from ..uniforget.errors import SettingError, UniForgetError
+from ..uniforget import atomic, config
+from ..uniforget.errors import UniForgetError
 from ..uniforget.hosts.comfy import apply as host
-from ..uniforget.learn import Settings, curve_csv
-from ..uniforget.learn.overflow import Overflow
+from ..uniforget.hosts.comfy.learn import loaded, prepare
+from ..uniforget.learn import METHODS, Session, Settings, curve_csv, describe, learn, measure
 from ..uniforget.mask import file as maskfile
-from ..uniforget.mask.info import MaskInfo
 from ..uniforget.model.sites import target_kinds
-from ..uniforget.prompts import neutral_prompts, parse_prompts, prompts_hash
-from .demo import TestbedModel
-from .inputs import CATEGORY, MaskType, search, show, to_input
-from .progress import curve_image, learning_bar
+from ..uniforget.prompts import neutral_prompts, parse_prompts
+from .inputs import CATEGORY, MaskType, say, search, show, to_input
+from .progress import curve_image, learning_report
+
+# Updates from which on it pays to run two of them first, to say what all will take.
+WORTH_MEASURING = 50
 
 
 def read_prompts(text, model):
     """Prompts of the text box, one a line or as JSONL; empty means the bundled list that fits the model."""
-    return parse_prompts(text) or (learning_prompts() if isinstance(model.model, TestbedModel) else neutral_prompts())
+    return parse_prompts(text) or getattr(model.model, "neutral_prompts", neutral_prompts)()
 
 
 class LearnMask(io.ComfyNode):
@@ -63,32 +60,16 @@ class LearnMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, **values):
-        for name, param in config.LEARN.items():
-            values[name] = param.check(values[name])
-        prompts = read_prompts(values["prompts"], model)
-        preset = values["preset"]
-        beta = config.resolve_beta(preset, values["beta"])
-        settings = Settings(beta=beta, **{name: values[name] for name in config.SETTINGS})
+        settings = Settings.checked(values)
+        prompts, kinds = read_prompts(settings.prompts, model), target_kinds(settings.targets)
         family, sites = host.sites_of(model)
-        kinds = target_kinds(values["targets"])
-        info = MaskInfo(
-            family=family.name,
-            base=host.base_fingerprint(model),
-            base_name=type(model.model).__name__,
-            method=settings.objective,
-            beta=beta,
-            preset=preset,
-            targets=kinds,
-            prompts_hash=prompts_hash(prompts),
-            seed=settings.seed,
-            version=__version__,
-        )
+        info = describe(settings, family.name, host.base_fingerprint(model), type(model.model).__name__, kinds, prompts)
         folder = Path(folder_paths.get_output_directory(), "uniforget")
-        positive, negative, latent, sigmas = prepare(model, clip, prompts, values, folder)
-        report, _ = learning_bar(settings.steps)
-        chosen = [site for site in sites if site.kind in kinds]
-        tell = lambda text: logging.info("UniForget: learning takes %s", text)  # noqa: E731
-        lines = []
+        lesson = prepare(model, clip, prompts, settings, folder / "unfinished")
+
+        def log(text):
+            logging.info("UniForget: %s", text)
+            say(cls, text)
 
         def keep(found):
             """A copy on disk, should saving the mask fail later on. Not of a subspace, which can have gigabytes."""
@@ -96,16 +77,22 @@ class LearnMask(io.ComfyNode):
                 path = folder / "learned" / f"{found.mask.digest()}.safetensors"
                 lines.append(beside(path, "mask", lambda: maskfile.dumps(found.mask)))
 
-        result = host.learn_mask(
-            model, chosen, positive, negative, latent, sigmas, settings, info, report, folder / "unfinished", tell, keep
-        )
+        def run(found):
+            if METHODS[settings.objective].trains and settings.steps >= WORTH_MEASURING:
+                log(str(measure(found, settings, info)))
+            session = Session(learning_report(cls, settings.steps), folder / "unfinished", log=log, save=keep)
+            return learn(found, settings, info, session)
+
+        lines = []
+        result = loaded(model, [site for site in sites if site.kind in kinds], lesson, settings.batch, run)
         logging.info("UniForget: %s", result.mask.summary())
         image = curve_image(result.curve, settings.steps)
-        picture = torch.from_numpy(_array(image))[None] if image else torch.zeros(1, 64, 64, 3)
+        picture = np.asarray(image.convert("RGB") if image else Image.new("RGB", (64, 64)), dtype=np.float32) / 255
         table = curve_csv(result.curve)
         if result.curve:
             lines.append(beside(folder / "curves" / f"{result.mask.digest()}.csv", "curve", table.encode))
-        return io.NodeOutput(result.mask, picture, table, ui=show(cls, "\n".join([result.mask.summary(), *lines])))
+        text = "\n".join([result.mask.summary(), *lines])
+        return io.NodeOutput(result.mask, torch.from_numpy(picture)[None], table, ui=show(cls, text))
 
 
 def beside(path, what, content):
@@ -118,37 +105,3 @@ def beside(path, what, content):
     except (OSError, UniForgetError) as error:
         logging.warning("UniForget: the %s was not saved as %s (%s)", what, path, error)
         return f"Careful: the {what} was not saved as {path} ({error})."
-
-
-def prepare(model, clip, prompts, values, folder):
-    """Conditionings of the prompts and of the empty one, an empty latent, and the sampling steps' noise levels."""
-    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
-    store = Overflow(folder / "unfinished")
-    negative = encode("")
-    positive = [store.keep(encode(p)) for p in prompts]
-    latent = empty_latent(model, values["width"], values["height"])
-    # Only what is learned on stays on the device.
-    comfy.model_management.unload_all_models()
-    sampling = model.get_model_object("model_sampling")
-    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", values["sampling_steps"])
-    return positive, negative, latent, sigmas
-
-
-def _array(image):
-    import numpy as np
-
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-
-
-def empty_latent(model, width, height):
-    """Empty latent (1, channels, h, w) that the model takes for pictures of this size."""
-    if isinstance(model.model, TestbedModel) and (width, height) != (CANVAS, CANVAS):
-        raise SettingError(
-            f"width and height: the UniForget Demo Model draws {CANVAS} x {CANVAS} pictures only; found {width} x {height}. Set both to {CANVAS}."
-        )
-    form = model.get_model_object("latent_format")
-    shrink = getattr(form, "spacial_downscale_ratio", None) or (1 if isinstance(form, comfy.latent_formats.ChromaRadiance) else 8)
-    if width % shrink or height % shrink:
-        raise SettingError(f"width and height: expected multiples of {shrink} for this model; found {width} x {height}.")
-    latent = torch.zeros(1, form.latent_channels, height // shrink, width // shrink)
-    return comfy.sample.fix_empty_latent_channels(model, latent)

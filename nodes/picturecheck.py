@@ -10,11 +10,11 @@ from comfy_api.latest import io, ui
 from ..uniforget import config
 from ..uniforget.checks import picture as check
 from ..uniforget.errors import SettingError
+from ..uniforget.hosts.comfy.learn import empty_latent
 from ..uniforget.hosts.comfy.predict import predicting
 from .checkbars import bars
 from .checking import drawn, encoder, forgotten, neutral
 from .inputs import CATEGORY, MaskType, search, show, to_input
-from .learn import empty_latent
 
 MOST_PICTURES = 64
 

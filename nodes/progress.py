@@ -1,25 +1,28 @@
-"""The node's progress bar while something is learned, with the learning curve as its preview."""
+"""The node's progress while something is learned: a bar with the learning curve as its preview, and what is left in words."""
 
 import logging
+import time
 
 import comfy.model_management
 import comfy.utils
 
+from .inputs import say
 from .picture import curve_picture
 
 LOOKING = 100  # steps of the bar for watching the untouched model, before learning starts
 PICTURES, SIZE = 40, 512
+OFTEN = 1.0  # seconds between two texts
 
 
-def learning_bar(steps):
-    """``(report, curve)``: what learning calls after every update, and the list that it fills.
-
-    ``report`` raises ComfyUI's own exception when the user has cancelled.
-    """
-    bar, total, curve = comfy.utils.ProgressBar(LOOKING + steps), LOOKING + steps, []
+def learning_report(node, steps):
+    """What learning calls after every update; raises ComfyUI's own exception when the user has cancelled."""
+    bar, total, curve, said = comfy.utils.ProgressBar(LOOKING + steps), LOOKING + steps, [], [0.0]
 
     def report(progress):
         comfy.model_management.throw_exception_if_processing_interrupted()
+        if (now := time.monotonic()) - said[0] > OFTEN:
+            said[0] = now
+            say(node, str(progress))
         if progress.stage == "teacher":
             bar.update_absolute(LOOKING * progress.step // progress.steps, total)
             return
@@ -28,7 +31,7 @@ def learning_bar(steps):
         image = curve_image(curve, steps) if often else None
         bar.update_absolute(LOOKING + progress.step, total, ("JPEG", image, SIZE) if image else None)
 
-    return report, curve
+    return report
 
 
 def curve_image(curve, steps):

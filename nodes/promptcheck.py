@@ -11,11 +11,11 @@ from comfy_api.latest import io
 from ..uniforget import config
 from ..uniforget.checks import prompt as check
 from ..uniforget.errors import SettingError
+from ..uniforget.hosts.comfy.learn import empty_latent
 from ..uniforget.hosts.comfy.predict import predicting
 from ..uniforget.prompts import parse_prompts
 from .checking import encoder, forgotten, neutral
 from .inputs import CATEGORY, MaskType, search, show, to_input
-from .learn import empty_latent
 
 MOST_PROMPTS = 500
 VERDICTS = {"memorized": "likely memorized", "unclear": "cannot tell", "usual": "looks usual"}

@@ -12,15 +12,16 @@ from comfy_api.latest import io
 from ..uniforget import config
 from ..uniforget.checkpoint import lora as lorafile
 from ..uniforget.hosts.comfy import apply as host
-from ..uniforget.learn import Settings
+from ..uniforget.hosts.comfy.learn import loaded, prepare
+from ..uniforget.learn import Session, Settings
 from ..uniforget.learn.recover import one_of_each, recover
 from ..uniforget.mask.gates import match_sites
 from ..uniforget.mask.subspace import match_layers
 from ..uniforget.prompts import prompts_hash
 from .inputs import CATEGORY, MaskType, search, show, to_input, valid
-from .learn import prepare, read_prompts
+from .learn import read_prompts
 from .maskio import check_name, saving_as
-from .progress import learning_bar
+from .progress import learning_report
 
 
 def lora_folder():
@@ -68,22 +69,15 @@ class RecoverQuality(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, mask, filename_prefix, mask_b=None, **values):
-        for name, param in config.RECOVER.items():
-            values[name] = param.check(values[name])
+        settings, rank = Settings.checked(values, config.RECOVER), config.RECOVER["rank"].check(values["rank"])
         check_name(filename_prefix, lora_folder())
-        given = [one for one in (mask, mask_b) if one is not None]
-        gates, subspace = one_of_each(given)
+        gates, subspace = one_of_each([one for one in (mask, mask_b) if one is not None])
         family, sites = host.sites_of(model)
         matched = match_sites(gates, family, sites) if gates else []
         if subspace:
             match_layers(subspace, *host.layers_of(model))
-        prompts = read_prompts(values["prompts"], model)
-        settings = Settings(**{name: values[name] for name in ("steps", "batch", "cfg", "seed", "memory", "learning_rate")})
-        folder = Path(folder_paths.get_output_directory(), "uniforget")
-        positive, negative, latent, sigmas = prepare(model, clip, prompts, values, folder)
-        report, _ = learning_bar(settings.steps)
-        about = f"{host.base_fingerprint(model)} {prompts_hash(prompts)}"
-
+        prompts = read_prompts(settings.prompts, model)
+        folder = Path(folder_paths.get_output_directory(), "uniforget", "unfinished")
         paths = []
 
         def save(lora):
@@ -91,11 +85,12 @@ class RecoverQuality(io.ComfyNode):
                 lorafile.save(lora, path, overwrite=False)
             paths.append(path)
 
-        def run(found):
-            unfinished = folder / "unfinished"
-            return recover(found, gates, settings, values["rank"], report, unfinished, subspace=subspace, about=about, save=save)
-
-        lora = host.loaded(model, matched, positive, negative, latent, sigmas, settings.batch, run)
+        session = Session(learning_report(cls, settings.steps), folder, save=save)
+        about = f"{host.base_fingerprint(model)} {prompts_hash(prompts)}"
+        lesson = prepare(model, clip, prompts, settings, folder)
+        lora = loaded(
+            model, matched, lesson, settings.batch, lambda m: recover(m, gates, settings, rank, subspace, about, session)
+        )
         [path] = paths
         text = f"saved as {path}\ndifference to the original on neutral prompts: {lora.curve[0].reconstruction:.4f} -> {lora.curve[-1].reconstruction:.4f}"
         logging.info("UniForget: %s", text)

@@ -30,6 +30,7 @@ class TestbedModel:
         self.layers = layers_of(transformer)[1]
         self.sigmas = sigmas(steps)
         self.prompts = len(prompts)
+        self.groups = [0] * (len(prompts) + 1)  # all encodings are of one size
         with torch.no_grad():
             self.hidden, self.pooled = tb.encode(encoder, tokenizer, [*prompts, ""])
 

@@ -2,146 +2,187 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from .param import Param, table
+from .param import Param, params, setting, table
 
 PRESETS = {"weak": 1.0, "medium": 2.0, "strong": 5.0}
+_BETAS = ", ".join(f"{name} is {beta:g}" for name, beta in PRESETS.items())
 
 
-LEARN = table(
-    Param(
-        "prompts",
+@dataclass(frozen=True)
+class Method:
+    """A way of finding what to switch off.
+
+    Attributes:
+        module: of :mod:`uniforget.learn`, whose ``run`` does it. Imported when it is used: it needs torch.
+        text: what users are told.
+        amounts: what the presets mean to it.
+        trains: whether it moves something by gradients, update after update.
+        needs: what of a model it works on: "sites" (gates) or "layers" (directions).
+    """
+
+    module: str
+    text: str
+    amounts: Mapping[str, Any]
+    trains: bool = True
+    needs: str = "sites"
+
+    def amount(self, preset: str) -> Any:
+        """What `preset` means; what medium does for one that this method does not know."""
+        return self.amounts.get(preset, self.amounts["medium"])
+
+
+METHODS = {
+    "stepwise": Method("gates", "Stepwise compares single sampling steps: fast, little memory.", PRESETS),
+    "trajectory": Method("gates", "Trajectory compares finished pictures, as in the paper: several times slower.", PRESETS),
+    "scores": Method(
+        "scores",
+        "Scores needs no training at all: one look at the model at work, works on any model that runs, and is less exact.",
+        # Shares of each kind: what the paper's masks switch off on FLUX.1-schnell (supplement).
+        {
+            "weak": {"ffn": 0.242, "norm": 0.056, "attn": 0.056},
+            "medium": {"ffn": 0.350, "norm": 0.123, "attn": 0.123},
+            "strong": {"ffn": 0.453, "norm": 0.191, "attn": 0.191},
+        },
+        trains=False,
+    ),
+    "subspace": Method(
+        "subspace",
+        "Subspace forgets the most and holds best against people who try to get the pictures back: one look as well, but its file is large; "
+        "save a sanitized model instead if you only need that.",
+        # Share of the energy on neutral prompts that is given up. docs/forgetting.md has what each costs and brings.
+        {"weak": 0.007, "medium": 0.01, "strong": 0.015},
+        trains=False,
+        needs="layers",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to learn: what users choose, in the order in which they see it, and what only tests and benchmarks do. ``beta`` is what counts.
+
+    Attributes:
+        noises: the teacher's trajectories per prompt; 0: as many as the updates can use, and about 512 in all at most.
+        harden: share of the updates, the last ones, that train the mask as it ships, with hard gates.
+    """
+
+    prompts: str = setting(
         "",
         "Neutral prompts, one a line or as JSONL: everyday things, nothing you want forgotten. Leave it empty to use the bundled list that "
         "fits the model. The more varied, the better everything else survives.",
-        "text",
-    ),
-    Param(
-        "preset",
+        kind="text",
+    )
+    preset: str = setting(
         "medium",
-        "How much to forget. Weak is careful, medium suits most models, strong forgets the most and may cost some quality. "
-        "Custom uses the beta below.",
-        "choice",
+        "How much to forget. Weak is careful, medium suits most models, strong forgets the most and may cost some "
+        "quality. Custom uses the beta below.",
         choices=(*PRESETS, "custom"),
-    ),
-    Param(
-        "beta",
+    )
+    beta: float = setting(
         2.0,
-        "How hard the mask is pushed to switch things off. Only used when the preset is custom: "
-        + ", ".join(f"{name} is {beta:g}" for name, beta in PRESETS.items())
-        + ".",
-        "float",
-        0.0,
-        100.0,
-        0.1,
-    ),
-    Param(
-        "targets",
+        f"How hard the mask is pushed to switch things off. Only used when the preset is custom: {_BETAS}.",
+        span=(0.0, 100.0, 0.1),
+    )
+    targets: str = setting(
         "ffn + norm",
-        "Which parts of the model may be switched off: neurons (ffn), modulation channels (norm), attention heads (attn). "
-        "'ffn + norm' forgets best at the least cost.",
-        "choice",
+        "Which parts of the model may be switched off: neurons (ffn), modulation channels (norm), attention heads "
+        "(attn). 'ffn + norm' forgets best at the least cost.",
         choices=("ffn + norm", "ffn", "ffn + norm + attn", "norm", "attn"),
         advanced=True,
-    ),
-    Param("steps", 400, "How long to learn. More steps give a cleaner mask and take proportionally longer.", "int", 1, 20000, 1),
-    Param(
-        "learning_rate",
+    )
+    steps: int = setting(
+        400, "How long to learn. More steps give a cleaner mask and take proportionally longer.", span=(1, 20000, 1)
+    )
+    learning_rate: float = setting(
         0.1,
         "How fast the mask may change. Lower it if the loss picture jumps up and down; raise it if the mask stays almost empty.",
-        "float",
-        0.0001,
-        5.0,
-        0.0001,
+        span=(0.0001, 5.0, 0.0001),
         advanced=True,
-    ),
-    Param("batch", 16, "How many pictures are compared at once. Lower it if you run out of memory.", "int", 1, 256, 1),
-    Param(
-        "sampling_steps",
+    )
+    batch: int = setting(16, "How many pictures are compared at once. Lower it if you run out of memory.", span=(1, 256, 1))
+    sampling_steps: int = setting(
         8,
         "Sampling steps of the pictures that the model must still draw the same. More is closer to your real work and slower.",
-        "int",
-        1,
-        50,
-        1,
+        span=(1, 50, 1),
         advanced=True,
-    ),
-    Param(
-        "cfg",
+    )
+    cfg: float = setting(
         3.0,
         "Guidance (CFG) while learning. Use about what you generate with; 1 for models that need no guidance.",
-        "float",
-        0.0,
-        30.0,
-        0.1,
-    ),
-    Param("width", 512, "Width of the pictures used for learning. Smaller is faster and needs less memory.", "int", 64, 2048, 8),
-    Param(
-        "height", 512, "Height of the pictures used for learning. Smaller is faster and needs less memory.", "int", 64, 2048, 8
-    ),
-    Param("seed", 0, "Same seed and settings on the same machine, same mask.", "int", 0, 2**64 - 1, 1),
-    Param(
-        "objective",
+        span=(0.0, 30.0, 0.1),
+    )
+    width: int = setting(
+        512, "Width of the pictures used for learning. Smaller is faster and needs less memory.", span=(64, 2048, 8)
+    )
+    height: int = setting(
+        512, "Height of the pictures used for learning. Smaller is faster and needs less memory.", span=(64, 2048, 8)
+    )
+    seed: int = setting(0, "Same seed and settings on the same machine, same mask.", span=(0, 2**64 - 1, 1))
+    objective: str = setting(
         "stepwise",
-        "How the mask is found. Stepwise compares single sampling steps: fast, little memory. Trajectory compares finished pictures, as "
-        "in the paper: several times slower. Scores needs no training at all: one look at the model at work, works on any "
-        "model that runs, and is less exact. Subspace forgets the most and holds best against people who try to get the pictures back: "
-        "one look as well, but its file is large; save a sanitized model instead if you only need that.",
-        "choice",
-        choices=("stepwise", "trajectory", "scores", "subspace"),
+        " ".join(["How the mask is found.", *(method.text for method in METHODS.values())]),
+        choices=tuple(METHODS),
         advanced=True,
-    ),
-    Param(
-        "along",
+    )
+    along: str = setting(
         "teacher",
-        "Which pictures stepwise looks at on their way: those of the original model (teacher), or those that the model with the mask "
-        "draws itself (student: about as slow as trajectory, closer to what you will see).",
-        "choice",
+        "Which pictures stepwise looks at on their way: those of the original model (teacher), or those that the "
+        "model with the mask draws itself (student: about as slow as trajectory, closer to what you will see).",
         choices=("teacher", "student"),
         advanced=True,
-    ),
-    Param(
-        "target_sparsity",
+    )
+    target_sparsity: float = setting(
         0.0,
         "Switch off this share of the gates, instead of what the preset leads to. 0.3 is 30 %. 0: not used.",
-        "float",
-        0.0,
-        0.95,
-        0.01,
+        span=(0.0, 0.95, 0.01),
         advanced=True,
-    ),
-    Param(
-        "max_neutral_loss",
+    )
+    max_neutral_loss: float = setting(
         0.0,
         "Switch off as much as possible while everyday prompts change less than this (0.02 is careful, 0.1 a lot). 0: not used.",
-        "float",
-        0.0,
-        1.0,
-        0.005,
+        span=(0.0, 1.0, 0.005),
         advanced=True,
-    ),
-    Param(
-        "memory",
+    )
+    memory: str = setting(
         "auto",
-        "Memory against speed. Auto takes the fastest way that fits. Keep is fastest and needs the most, step re-computes one sampling "
-        "step at a time, block one block of the model at a time: slowest, fits the smallest cards.",
-        "choice",
-        choices=("auto", "keep", "step", "block"),
+        "Memory against speed. Auto takes the fastest way that fits. Keep is fastest and needs the most; micro takes a few pictures at a "
+        "time; step re-computes one sampling step at a time; block one block of the model at a time: slowest, fits the smallest cards.",
+        choices=("auto", "keep", "micro", "step", "block"),
         advanced=True,
-    ),
-    Param(
-        "threshold",
+    )
+    threshold: float = setting(
         0.0,
-        "Subspace only: how much of what everyday prompts use in the model may go along. 0.01 is 1 %; more forgets more and costs more "
-        "quality. 0: what the preset says. It can still be moved afterwards, with Set Subspace Threshold.",
-        "float",
-        0.0,
-        0.2,
-        0.001,
+        "Subspace only: how much of what everyday prompts use in the model may go along. 0.01 is 1 %; more forgets "
+        "more and costs more quality. 0: what the preset says. It can still be moved afterwards, with Set Subspace "
+        "Threshold.",
+        span=(0.0, 0.2, 0.001),
         advanced=True,
-    ),
-)
+    )
+    noises: int = 0
+    harden: float = 0.3
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], table: Mapping[str, Param] | None = None) -> Settings:
+        """Settings of those among `values` that are settings, each checked; the preset decides beta.
+
+        Args:
+            table: the settings that count, with their ranges; None: all of learning's.
+
+        Raises:
+            SettingError: one has another type or is out of range.
+        """
+        table = LEARN if table is None else table
+        known = {name: param.check(values[name]) for name, param in table.items() if name in values and name in LEARN}
+        if (preset := known.get("preset")) in PRESETS:
+            known["beta"] = PRESETS[preset]
+        return cls(**known)
+
+
+LEARN = params(Settings)
 
 APPLY = table(
     Param(
@@ -356,19 +397,3 @@ WEBUI = table(
         "bool",
     ),
 )
-
-# What `learn` takes beside beta, which the preset decides.
-SETTINGS = (
-    *("steps", "learning_rate", "batch", "cfg", "seed", "objective", "along", "target_sparsity", "max_neutral_loss", "memory"),
-    "threshold",
-)
-
-
-def resolve_beta(preset: str, beta: float) -> float:
-    """The beta to learn with: the preset's, or `beta` for the preset "custom".
-
-    Raises:
-        SettingError: either is out of range.
-    """
-    preset = LEARN["preset"].check(preset)
-    return LEARN["beta"].check(PRESETS.get(preset, beta))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .errors import SettingError
@@ -77,3 +77,27 @@ class Param:
 def table(*params: Param) -> dict[str, Param]:
     """Settings by name."""
     return {p.name: p for p in params}
+
+
+def setting(
+    default: Any,
+    tooltip: str,
+    span: tuple[float | None, float | None, float | None] = (None, None, None),
+    choices: tuple[str, ...] = (),
+    kind: str = "",
+    advanced: bool = False,
+) -> Any:
+    """A field of a dataclass that is a setting at the same time: see :class:`Param` and :func:`params`.
+
+    Args:
+        span: of numbers: minimum, maximum, and what one click changes.
+        kind: "": a choice where there are choices, else the default's type.
+    """
+    kind = kind or ("choice" if choices else type(default).__name__)
+    param = Param("", default, tooltip, kind, *span, choices, advanced)
+    return field(default=default, metadata={"param": param})
+
+
+def params(kind: type) -> dict[str, Param]:
+    """The settings among the fields of a dataclass, by name."""
+    return table(*(replace(f.metadata["param"], name=f.name) for f in fields(kind) if "param" in f.metadata))

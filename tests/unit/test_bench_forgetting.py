@@ -91,10 +91,9 @@ def test_compensation_makes_up_for_what_is_removed(loaded, model, moments):
 
 
 def test_subspaces_of_equal_rank(model):
-    from uniforget.learn.moments import collect
-    from uniforget.mask.subspace import subspace_of
+    from uniforget.learn.subspace import moments, subspace_of
 
-    like = subspace_of(collect(model, model.layers[:3], SETTINGS), model.layers[:3], 0.02, MaskInfo(family="sd3", base=""))
+    like = subspace_of(moments(model, model.layers[:3], SETTINGS), model.layers[:3], 0.02, MaskInfo(family="sd3", base=""))
     for other in (controls.random_subspace(model, like, 0), controls.svd_subspace(model, like)):
         assert other.sparsity() == like.sparsity() and other.digest() != like.digest()
 

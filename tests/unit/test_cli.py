@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+import typer
 
-from uniforget import load
-from uniforget.cli.app import main
+from uniforget import config, load
+from uniforget.cli.app import app, main
 from uniforget.model.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,31 @@ def folder(tmp_path_factory):
     return path
 
 
+def test_help_and_version_do_not_wait_for_torch():
+    script = (
+        "import sys; from typer.testing import CliRunner; from uniforget.cli.app import app\n"
+        "out = [CliRunner().invoke(app, words).output for words in (['--help'], ['version'], ['learn', '--help'], ['families'])]\n"
+        "assert all(out) and 'torch' not in sys.modules, [m for m in sys.modules if 'torch' in m][:3]"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_setting_is_an_option():
+    """With its default and its help, from the one table."""
+    commands = typer.main.get_command(app).commands
+    for name, table in (
+        ("learn", config.LEARN),
+        ("recover", config.RECOVER),
+        ("apply", config.APPLY),
+        ("combine", config.COMBINE),
+    ):
+        options = {option.name: option for option in commands[name].params}
+        for setting, param in table.items():
+            if setting != "prompts":  # which come from a file
+                assert options[setting].default == param.default and options[setting].help.startswith(param.tooltip)
+
+
 def learning(folder, output, *more):
     prompts = output.parent / "prompts.txt"
     prompts.write_text("a cat on a chair\na red house\na bowl of fruit\nan empty street\n", encoding="utf-8")
@@ -88,6 +114,15 @@ def test_learn_saves_a_mask_that_names_where_it_came_from(folder, tmp_path):
     assert 0 < mask.off_share() < 1 and mask.info.prompts_hash
     assert len((tmp_path / "curve.csv").read_text().splitlines()) == 5
     assert not list(tmp_path.glob(".uniforget-unfinished/*"))
+
+
+def test_a_dry_run_says_what_learning_takes_and_saves_nothing(folder, tmp_path):
+    done = here(*learning(folder, tmp_path / "mask.safetensors", "--dry-run", "--json"))
+    assert done.returncode == 0, done.stderr
+    cost = json.loads(done.stdout)
+    assert cost["seconds"] > 0 and cost["update"] > 0 and cost["peak"] > 1 << 20 and cost["device"] == "cpu"
+    assert not (tmp_path / "mask.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
 
 
 def test_accelerate_launch_gives_the_same_mask(folder, tmp_path):

@@ -1,13 +1,15 @@
 """The settings that users see."""
 
-import dataclasses
+import importlib
 import math
 
 import pytest
 
 from uniforget import config
+from uniforget.config import METHODS, Settings
 from uniforget.errors import SettingError
-from uniforget.learn import OBJECTIVES, Settings, memory
+from uniforget.learn import memory
+from uniforget.learn.objectives import OBJECTIVES
 from uniforget.model.sites import TARGETS
 from uniforget.param import Param
 
@@ -56,23 +58,31 @@ def test_other_kinds():
 
 
 def test_presets_set_beta_and_custom_leaves_it():
-    assert [config.resolve_beta(p, 77.0) for p in ("weak", "medium", "strong", "custom")] == [*config.PRESETS.values(), 77.0]
-    assert list(config.PRESETS) == ["weak", "medium", "strong"]
+    asked = [Settings.checked({"preset": p, "beta": 77.0}).beta for p in ("weak", "medium", "strong", "custom")]
+    assert asked == [*config.PRESETS.values(), 77.0]
+    assert Settings.checked({}) == Settings()
     with pytest.raises(SettingError, match="'beta'"):
-        config.resolve_beta("custom", 101)
+        Settings.checked({"preset": "custom", "beta": 101})
     with pytest.raises(SettingError, match="'preset'"):
-        config.resolve_beta("huge", 1)
+        Settings.checked({"preset": "huge"})
+
+
+def test_the_ranges_of_another_table_count():
+    assert Settings.checked({"learning_rate": 0.00001, "rank": 3}, config.RECOVER).learning_rate == 0.00001
+    with pytest.raises(SettingError, match="'learning_rate'"):
+        Settings.checked({"learning_rate": 5.0}, config.RECOVER)
 
 
 def test_the_choices_are_those_the_engine_knows():
     assert set(config.LEARN["targets"].choices) == set(TARGETS)
-    assert set(config.LEARN["objective"].choices) == {*OBJECTIVES, "scores", "subspace"}
+    assert config.LEARN["objective"].choices == tuple(METHODS) and OBJECTIVES.keys() == {
+        n for n, m in METHODS.items() if m.trains
+    }
     assert set(config.LEARN["memory"].choices) == set(memory.MODES)
-    assert {"beta", *config.SETTINGS, "noises", "harden"} == {f.name for f in dataclasses.fields(Settings)}
     assert set(config.LEARN["preset"].choices) == {*config.PRESETS, "custom"}
+    assert all(method.amounts.keys() == config.PRESETS.keys() for method in METHODS.values())
 
 
-def test_the_engines_own_defaults_are_the_users():
-    shown = {f.name: f.default for f in dataclasses.fields(Settings) if f.name in config.LEARN}
-    assert {"beta", "steps", "learning_rate", "batch", "cfg", "seed", "objective"} <= shown.keys()
-    assert shown == {name: config.LEARN[name].default for name in shown}
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_run(name):
+    assert callable(importlib.import_module(f"uniforget.learn.{METHODS[name].module}").run)

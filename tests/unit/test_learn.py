@@ -1,43 +1,47 @@
 """Learning: exact gradients, determinism, sparsity, cancellation, nothing left behind."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from tests.unit.tiny import TinyModel, info
 from uniforget.errors import LearnError
-from uniforget.learn import OBJECTIVES, Settings, learn, record_teacher
-from uniforget.mask.gates import gated, hard_gates, sample_noise, soft_gates, sparsity_loss
+from uniforget.learn import Session, Settings, learn
+from uniforget.learn.objectives import OBJECTIVES
+from uniforget.learn.relax import hard_gates, sample_noise, soft_gates, sparsity_loss, split
+from uniforget.learn.trajectories import record_teacher
+from uniforget.mask.gates import gated
 
 SETTINGS = Settings(beta=1.0, steps=12, batch=4, noises=1, cfg=2.0)
 
 
-def objective_at(name, model, generator_seed=0):
-    generator = torch.Generator().manual_seed(generator_seed)
-    bank = record_teacher(model, SETTINGS)
-    factors = {}
-    return OBJECTIVES[name](model, bank, SETTINGS, generator, factors), factors
+@contextmanager
+def objective_of(name, model, settings=SETTINGS, cache=None):
+    """The objective on a model, whose gates it moves."""
+    cache = cache or record_teacher(model, settings)
+    with gated(model.modules, model.sites) as install:
+        gates = lambda flat: install({} if flat is None else split(flat, model.sites))  # noqa: E731
+        yield OBJECTIVES[name](model, cache, settings, torch.Generator().manual_seed(0), gates)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradient_equals_finite_differences(name):
+    cache = record_teacher(TinyModel(prompts=4), SETTINGS)
+    cache.states = cache.states.double()
     model = TinyModel(prompts=4)
     model.transformer.double()
-    objective, factors = objective_at(name, TinyModel(prompts=4))
-    objective.model = model
     model.sigmas, model.hidden, model.pooled = model.sigmas.double(), model.hidden.double(), model.pooled.double()
-    objective.bank.states = objective.bank.states.double()
-    if name == "stepwise":
-        objective.weights = objective.weights.double()
-    size = sum(objective.units)
     torch.manual_seed(0)
+    size = sum(s.units for s in model.sites)
     gates = torch.rand(size, dtype=torch.float64) * 0.8 + 0.1
     direction = torch.randn(size, dtype=torch.float64)
     batch = list(range(SETTINGS.batch))
-    objective.batches = iter([batch] * 3)
 
     real, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double
     try:
-        with gated(model.modules, model.sites, factors):
+        with objective_of(name, model, cache=cache) as objective:
+            objective.batches = iter([batch] * 3)
             _, gradient = objective.loss_and_gradient(gates)
             step = 1e-3
             up, _ = objective.loss_and_gradient(gates + step * direction)
@@ -45,15 +49,15 @@ def test_gradient_equals_finite_differences(name):
     finally:
         torch.Tensor.float = real
     assert gradient.abs().max() > 0
-    assert (up - down) / (2 * step) == pytest.approx((gradient @ direction).item(), rel=1e-3)
+    assert ((up - down) / (2 * step)).item() == pytest.approx((gradient @ direction).item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_untouched_model_has_no_loss(name):
-    objective, factors = objective_at(name, TinyModel())
-    with gated(objective.model.modules, objective.model.sites, factors):
-        loss, _ = objective.loss_and_gradient(torch.ones(sum(objective.units)))
-        pruned, _ = objective.loss_and_gradient(torch.zeros(sum(objective.units)))
+    with objective_of(name, model := TinyModel()) as objective:
+        size = sum(s.units for s in model.sites)
+        loss, _ = objective.loss_and_gradient(torch.ones(size))
+        pruned, _ = objective.loss_and_gradient(torch.zeros(size))
     assert loss < 1e-5 < pruned
 
 
@@ -95,7 +99,7 @@ def test_cancelling_leaves_no_hook_and_the_model_as_it_was():
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        learn(model, SETTINGS, info(), report)
+        learn(model, SETTINGS, info(), Session(report))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules.values())
     assert all(torch.equal(before[k], v) for k, v in model.transformer.state_dict().items())
 

@@ -3,34 +3,34 @@
 import pytest
 import torch
 
+from tests.unit.test_learn import objective_of
 from tests.unit.tiny import TinyModel
-from uniforget.learn import OBJECTIVES, Settings, memory, record_teacher
+from uniforget.learn import Settings, memory
+from uniforget.learn.objectives import OBJECTIVES
 from uniforget.mask.gates import gated
 
 SETTINGS = Settings(batch=3, noises=1, cfg=2.0)
 
 
-def gradient_in(name, mode, model):
-    """Loss, gradient, and the bytes kept for backward at most, of one batch in one memory mode."""
+def gradient_in(name, mode, model, rows=SETTINGS.batch):
+    """Loss, gradient, and the number of backward passes, of one batch in one memory mode."""
     settings = Settings(**{**vars(SETTINGS), "memory": mode, "objective": name})
-    bank = record_teacher(model, settings)
-    factors = {}
-    objective = OBJECTIVES[name](model, bank, settings, torch.Generator().manual_seed(0), factors)
-    gates = 0.2 + 0.7 * torch.rand(sum(objective.units), generator=torch.Generator().manual_seed(1))
-    kept = []
+    gates = 0.2 + 0.7 * torch.rand(sum(s.units for s in model.sites), generator=torch.Generator().manual_seed(1))
+    calls = []
     real = torch.autograd.grad
 
     def counting(*args, **kwargs):
-        kept.append(1)
+        calls.append(1)
         return real(*args, **kwargs)
 
     torch.autograd.grad = counting
     try:
-        with gated(model.modules, model.sites, factors):
+        with objective_of(name, model, settings) as objective:
+            objective.rows = rows
             loss, gradient = objective.loss_and_gradient(gates)
     finally:
         torch.autograd.grad = real
-    return loss, gradient, len(kept)
+    return loss.item(), gradient, len(calls)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -38,9 +38,16 @@ def test_every_mode_gives_the_same_gradient(name):
     model = TinyModel()
     loss, expected, _ = gradient_in(name, "keep", model)
     assert loss > 0 and expected.abs().max() > 0
-    for mode, backward_passes in (("step", len(model.sigmas) - 1), ("block", len(model.sigmas) - 1)):
-        other, found, calls = gradient_in(name, mode, model)
-        assert calls == (backward_passes if name == "trajectory" else 1)
+    chain = len(model.sigmas) - 1 if name == "trajectory" else 1
+    for mode, rows, backward_passes in (
+        ("step", 3, chain),
+        ("block", 3, chain),
+        ("block", 1, 3 * chain),
+        ("micro", 2, 2),
+        ("micro", 1, 3),
+    ):
+        other, found, calls = gradient_in(name, mode, model, rows)
+        assert calls == backward_passes
         assert other == pytest.approx(loss, rel=1e-5)
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
     assert all("forward" not in m.__dict__ for m in model.modules.values())
@@ -73,8 +80,23 @@ def test_a_replaced_forward_comes_back():
 
 
 def test_the_fastest_mode_that_fits_is_chosen():
-    assert memory.choose(100, 8, 2000) == "keep"
-    assert memory.choose(100, 8, 1000) == "step"
-    assert memory.choose(100, 8, 120) == "block"
-    assert memory.choose(100, 8, 0) == "block"
-    assert memory.free_bytes(torch.device("cpu")) > 1 << 20
+    """One evaluation of a row keeps 100 bytes, a backward pass spans 8 of them, and a batch is 4 rows."""
+    for free, expected in (
+        *((5000, ("keep", 4)), (4000, ("micro", 3)), (1041, ("micro", 1)), (1039, ("step", 4)), (300, ("step", 2))),
+        *((129, ("block", 2)), (50, ("block", 1)), (0, ("block", 1))),
+    ):
+        assert memory.choose("auto", 100, 4, 8, free) == expected
+    assert memory.choose("keep", 100, 4, 8, 0) == ("keep", 4)
+    assert memory.choose("micro", 100, 4, 8, 0) == ("micro", 1) and memory.choose("micro", 100, 4, 8, 1 << 30) == ("micro", 4)
+    assert memory.free_bytes(torch.device("cpu")) > 1 << 20 and memory.peak_bytes(torch.device("cpu")) > 1 << 20
+
+
+def test_what_one_row_keeps_is_measured():
+    model = TinyModel()
+    with objective_of("stepwise", model, Settings(**{**vars(SETTINGS), "memory": "auto"})) as objective:
+        gates = torch.ones(sum(s.units for s in model.sites))
+        objective.settle_memory(gates, 1 << 40)
+        assert (objective.memory, objective.rows) == ("keep", 3)
+        objective.memory = "auto"
+        objective.settle_memory(gates, kept_bytes(model, block=False))  # of four rows; guidance makes two of each
+        assert (objective.memory, objective.rows) == ("micro", 1)

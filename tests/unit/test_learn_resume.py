@@ -13,20 +13,25 @@ import torch
 from tests.unit.tiny import TinyModel, info
 from uniforget.errors import LearnError
 from uniforget.hosts.diffusers.apply import layers_of
-from uniforget.learn import Settings, learn, state, teacher
+from uniforget.learn import Session, Settings, resume, trajectories
+from uniforget.learn import learn as engine
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(beta=300.0, steps=10, batch=4, noises=1, cfg=2.0, learning_rate=0.5)
 
 
-def small():
-    return TinyModel(prompts=4, steps=2)
+def learn(model, settings, info, report=lambda p: None, folder=None, every=25, save=lambda result: None):
+    return engine(model, settings, info, Session(report, folder, every, save=save))
 
 
 def with_layers():
     model = small()
     model.layers = layers_of(model.transformer)[1]
     return model
+
+
+def small():
+    return TinyModel(prompts=4, steps=2)
 
 
 class Cancelled(Exception):
@@ -97,8 +102,8 @@ def test_other_settings_or_another_model_start_anew(tmp_path):
 
 def test_killed_at_any_moment_leaves_a_checkpoint_that_reads(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from tests.unit.test_learn_resume import small, info; from uniforget.learn import Settings, learn\n"
-        f"learn(small(), Settings(**{ {**vars(SETTINGS), 'steps': 100000}!r}), info(), folder=Path(sys.argv[1]), every=1)"
+        "import sys; from pathlib import Path; from tests.unit.test_learn_resume import small, info; from uniforget.learn import Session, Settings, learn\n"
+        f"learn(small(), Settings(**{ {**vars(SETTINGS), 'steps': 100000}!r}), info(), Session(folder=Path(sys.argv[1]), every=1))"
     )
     child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE)
     steps = []
@@ -107,13 +112,13 @@ def test_killed_at_any_moment_leaves_a_checkpoint_that_reads(tmp_path):
         while len(steps) < 6 and time.monotonic() < deadline:
             assert child.poll() is None, child.stderr.read().decode()
             for path in tmp_path.glob("*.unfinished.safetensors"):
-                steps.append(state.read(path, sum(s.units for s in small().sites)).step)
+                steps.append(resume.State.load(path, sum(s.units for s in small().sites)).step)
             time.sleep(0.05)
     finally:
         os.kill(child.pid, signal.SIGKILL)
         child.communicate()
     [path] = tmp_path.glob("*.unfinished.safetensors")
-    assert state.read(path, sum(s.units for s in small().sites)).step >= steps[-1] > 0
+    assert resume.State.load(path, sum(s.units for s in small().sites)).step >= steps[-1] > 0
     assert steps == sorted(steps)
 
 
@@ -122,7 +127,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         learn(small(), SETTINGS, info(), cancel_at(4), tmp_path)
     [path] = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(LearnError, match=rf"{path.name}.*Delete the file"):
+    with pytest.raises(LearnError, match=rf"{path.name}.*Delete it to start over"):
         learn(small(), SETTINGS, info(), folder=tmp_path)
 
 
@@ -162,12 +167,10 @@ def test_nan_and_out_of_memory_say_what_to_lower_and_keep_what_there_is(tmp_path
 
 def test_large_recordings_live_in_files_and_are_used_again(tmp_path, monkeypatch):
     expected = learn(small(), SETTINGS, info())
-    monkeypatch.setattr(teacher, "MAPPED_ABOVE", 0)
+    monkeypatch.setattr(trajectories, "MAPPED_ABOVE", 0)
     with pytest.raises(Cancelled):
         learn(small(), SETTINGS, info(), cancel_at(4), tmp_path)
-    assert {p.name.split(".", 1)[1] for p in tmp_path.iterdir()} == {
-        *("teacher.json", "teacher.states", "teacher.positive", "teacher.negative", "unfinished.safetensors")
-    }
+    assert {p.name.split(".", 1)[1] for p in tmp_path.iterdir()} == {*("teacher.json", "teacher.f16", "unfinished.safetensors")}
     stages = []
     found = learn(small(), SETTINGS, info(), lambda p: stages.append(p.stage), tmp_path)
     assert "teacher" not in stages and same(found, expected)

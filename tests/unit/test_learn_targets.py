@@ -61,12 +61,12 @@ import sys
 from pathlib import Path
 from safetensors.torch import save_file
 from tests.unit.tiny import TinyModel, info
-from uniforget.learn import Settings, learn, shards
-shards.join()
+from uniforget.learn import Settings, learn, distributed
+distributed.join()
 settings = Settings(**eval(sys.argv[2]))
 result = learn(TinyModel(), settings, info(preset="strong"))
-save_file({**result.soft.gates}, Path(sys.argv[1], f"{shards.rank()}.safetensors"))
-shards.leave()
+save_file({**result.soft.gates}, Path(sys.argv[1], f"{distributed.rank()}.safetensors"))
+distributed.leave()
 """
 
 

@@ -12,13 +12,18 @@ from tests.unit.tiny import TinyModel, random_mask
 from uniforget.checkpoint import lora as lorafile
 from uniforget.errors import LearnError, MismatchError, ModelFileError, SettingError
 from uniforget.hosts.diffusers.apply import fold_, layers_of, lora_, project_
-from uniforget.learn import Settings
-from uniforget.learn.recover import one_of_each, recover
+from uniforget.learn import Session, Settings
+from uniforget.learn.recover import one_of_each
+from uniforget.learn.recover import recover as engine
 from uniforget.mask.info import MaskInfo
 from uniforget.mask.subspace import Basis, Subspace, effective
 
 __all__ = ["folder"]
 SETTINGS = Settings(steps=30, batch=4, noises=1, cfg=2.0, learning_rate=0.02)
+
+
+def recover(model, mask, settings, rank=16, report=lambda p: None, folder=None, subspace=None, about=""):
+    return engine(model, mask, settings, rank, subspace, about, Session(report, folder))
 
 
 def small():
@@ -149,9 +154,9 @@ def test_the_command_line_trains_on_a_pipeline(folder, tmp_path):
         "--dtype",
         "fp32",
         "--steps",
-        "6",
+        "10",
         "--batch",
-        "2",
+        "8",
         "--sampling-steps",
         "2",
         "--width",

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from tests.unit.tiny import TinyModel, info
+from uniforget.config import METHODS
 from uniforget.errors import LearnError
 from uniforget.learn import Settings, learn
-from uniforget.learn.scores import PRESETS, Statistics, _watching, collect, columns, energies, rank
+from uniforget.learn.scores import _product, columns, energies, rank, squares
+from uniforget.learn.sums import Collector, Sums, Watched
 from uniforget.model.sites import Place, Site
 
 SETTINGS = Settings(batch=4, noises=1, cfg=2.0, objective="scores")
@@ -25,11 +27,9 @@ class One:
 
 
 def energy_of(model, inputs):
-    found = Statistics({"layer": torch.zeros(2, dtype=torch.float64)}, {"layer": 0.0})
-    width = model.sites[0].places[0].width
-    if width > 1:
-        found.squares["layer"] = torch.zeros(2, width, width, dtype=torch.float64)
-    with _watching(model, found):
+    found = Sums()
+    place = model.sites[0].places[0]
+    with Collector(model, {"layer": Watched(place.path, place.axis, _product(model.sites[0]))}, found, share=False).watching():
         out = model.modules["layer"](inputs)
     return energies(model, found)["layer"], out
 
@@ -56,18 +56,18 @@ def test_energy_is_the_output_lost_when_a_head_goes():
 def test_shards_add_up_exactly_and_survive_a_file(tmp_path):
     model = TinyModel(("ffn", "norm", "attn"))
     settings = Settings(**{**vars(SETTINGS), "batch": 1})
-    whole = collect(model, settings, rows=range(6))
-    parts = [collect(model, settings, rows=rows) for rows in ([0, 1], [2, 3, 4], [5])]
+    whole = squares(model, settings, rows=range(6))
+    parts = [squares(model, settings, rows=rows) for rows in ([0, 1], [2, 3, 4], [5])]
     parts[0].save(tmp_path / "a.safetensors")
-    total = Statistics.load(tmp_path / "a.safetensors") + parts[1] + parts[2]
-    assert total.count == whole.count and min(whole.count.values()) > 0
-    for name, squares in whole.squares.items():
-        assert torch.allclose(total.squares[name], squares, rtol=1e-12, atol=0) and squares.abs().sum() > 0
+    total = Sums.load(tmp_path / "a.safetensors") + parts[1] + parts[2]
+    assert total.counts == whole.counts and min(whole.counts.values()) > 0
+    for name, sums in whole.sums.items():
+        assert torch.allclose(total.sums[name], sums, rtol=1e-12, atol=0) and sums.abs().sum() > 0
     kinds = {s.name: s.kind for s in model.sites}
-    masks = [rank(energies(model, s), kinds, PRESETS["strong"], info()) for s in (whole, total)]
+    masks = [rank(energies(model, s), kinds, METHODS["scores"].amount("strong"), info()) for s in (whole, total)]
     assert masks[0].digest() == masks[1].digest()
     with pytest.raises(LearnError, match="other|different"):
-        whole + Statistics({}, {})
+        whole + Sums()
 
 
 def test_shares_are_met_per_kind_and_the_lowest_go():

@@ -13,13 +13,14 @@ from testbed import evaluate, host
 from testbed import model as testbed
 from uniforget.errors import BadContentsError, LearnError, MaskError, MismatchError, NewerFormatError, NotAMaskError, SettingError
 from uniforget.hosts.diffusers.apply import layers_of, project_
-from uniforget.learn import Settings, learn, moments
-from uniforget.learn.moments import Moments, collect
-from uniforget.learn.subspace import learn_subspace, plan
+from uniforget.learn import Session, Settings, learn
+from uniforget.learn import subspace as learning
+from uniforget.learn.subspace import basis_of, moments, passes, subspace_of
+from uniforget.learn.sums import Sums
 from uniforget.mask import files, subspacefile
 from uniforget.mask.edit import Project
 from uniforget.mask.info import MaskInfo
-from uniforget.mask.subspace import Basis, Subspace, basis_of, subspace_of
+from uniforget.mask.subspace import Basis, Subspace
 
 INFO = MaskInfo(family="sd3", base="", method="subspace", preset="medium")
 
@@ -36,7 +37,7 @@ def model(loaded):
 
 @pytest.fixture(scope="module")
 def found(model):
-    return collect(model, model.layers, Settings(batch=4))
+    return moments(model, model.layers, Settings(batch=4))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_moments_are_the_inputs_second_moments(model, found):
     layer = next(x for x in model.layers if x.name == "joint_blocks.1.x_block.mlp.fc2")
     seen = []
     hook = model.modules[layer.paths[0]].register_forward_pre_hook(lambda m, a: seen.append(a[0].flatten(0, -2).double()))
-    collect(model, [], Settings(batch=4))
+    moments(model, [], Settings(batch=4))
     hook.remove()
     values = torch.cat(seen)
     expected = values.T @ values
@@ -74,7 +75,7 @@ def test_moments_are_the_inputs_second_moments(model, found):
 def test_shards_and_interrupted_runs_add_up(model, found, tmp_path):
     settings = Settings(batch=4)
     rows = list(range(model.prompts))
-    parts = [collect(model, model.layers, settings, rows=rows[:4]), collect(model, model.layers, settings, rows=rows[4:])]
+    parts = [moments(model, model.layers, settings, rows=rows[:4]), moments(model, model.layers, settings, rows=rows[4:])]
     both = parts[0] + parts[1]
     assert both.done == found.done and both.counts == found.counts
     for name, sums in found.sums.items():
@@ -89,25 +90,27 @@ def test_shards_and_interrupted_runs_add_up(model, found, tmp_path):
 
     file = tmp_path / "part.safetensors"
     with pytest.raises(Stop):
-        collect(model, model.layers, settings, stop, file=file)
-    assert Moments.load(file).done == 4
-    again = collect(model, model.layers, settings, file=file)
+        moments(model, model.layers, settings, stop, file=file)
+    assert Sums.load(file).done == 4
+    again = moments(model, model.layers, settings, file=file)
     assert all(torch.equal(again.sums[name], sums) for name, sums in found.sums.items())
     with pytest.raises(LearnError, match="cannot be added"):
-        found + collect(model, model.layers[:2], settings)
+        found + moments(model, model.layers[:2], settings)
     file.write_bytes(b"nothing")
-    with pytest.raises(LearnError, match="no moments that can be gone on with"):
-        Moments.load(file)
+    with pytest.raises(LearnError, match="cannot be resumed"):
+        Sums.load(file)
 
 
 def test_groups_of_layers_change_nothing(model, subspace, tmp_path):
     settings = Settings(batch=4)
     told = []
-    whole = learn_subspace(model, settings, INFO, room=1 << 40)
-    parts = learn_subspace(model, settings, INFO, room=4_000_000, file=tmp_path / "x.moments.safetensors", tell=told.append)
-    assert whole.digest() == parts.digest() and not list(tmp_path.iterdir())
+    whole = learning.run(model, settings, INFO, Session(), room=1 << 40).mask
+    result = learning.run(model, settings, INFO, Session(folder=tmp_path, log=told.append), room=4_000_000)
+    parts = result.mask
+    assert len(list(tmp_path.iterdir())) == len(passes(model.layers, 4_000_000))
+    assert whole.digest() == parts.digest()
     assert all(torch.equal(b.vectors, parts.bases[n].vectors) for n, b in whole.bases.items())
-    assert int(told[0].split()[0]) == plan(model.layers, 4_000_000)[0].passes > 1
+    assert int(told[0].split()[0]) == len(passes(model.layers, 4_000_000)) > 1
     assert whole.low == 0.002 and whole.high == 0.03 and whole.threshold == 0.01
     # moved later, it is what it would have been
     assert whole.at(0.02).sparsity() == pytest.approx(subspace.at(0.02).sparsity())
@@ -147,7 +150,7 @@ def test_what_q_k_and_v_share_is_counted_once():
     torch.manual_seed(0)
     network, encoder, tokenizer = unet.build()
     small = host.TestbedModel(network.eval(), encoder, tokenizer, evaluate.learning_prompts()[:2], steps=1)
-    found = collect(small, small.layers, Settings(batch=2))
+    found = moments(small, small.layers, Settings(batch=2))
     block = "middle_block.1.transformer_blocks.0"
     assert found.shared[f"{block}.attn1.to_v"] == found.shared[f"{block}.attn1.to_k"] == f"{block}.attn1.to_q"
     assert found.shared[f"{block}.attn2.to_v"] == f"{block}.attn2.to_k" != found.shared[f"{block}.attn2.to_q"]
@@ -163,8 +166,9 @@ def test_a_sketch_says_what_it_misses(monkeypatch):
     scale = torch.logspace(0, -3, 96)
     values = torch.randn(4000, 96) * scale
     exact = values.double().T @ values.double()
-    monkeypatch.setattr(moments, "SKETCH", 48)
-    basis = basis_of(exact @ moments.probe(96).double(), float(exact.trace()))
+    monkeypatch.setattr(learning, "SKETCH", 48)
+    learning.probe.cache_clear()
+    basis = basis_of(exact @ learning.probe(96).double(), float(exact.trace()))
     full = basis_of(exact, float(exact.trace()))
     assert 0 < basis.missed < 0.01 and full.missed == 0
     assert float(basis.energy.sum()) == pytest.approx(1 - basis.missed, abs=1e-6)
@@ -297,7 +301,7 @@ def test_another_model_is_refused(loaded, subspace):
 
 
 def test_learned_as_the_objective(model, tmp_path):
-    result = learn(model, Settings(objective="subspace", batch=4), INFO, folder=tmp_path)
+    result = learn(model, Settings(objective="subspace", batch=4), INFO, Session(folder=tmp_path))
     assert isinstance(result.mask, Subspace) and result.mask.info.method == "subspace" and not result.curve
     assert result.mask.info.learn_seconds > 0 and not list(tmp_path.iterdir())
     assert layers_of(model.transformer)[0] == "sd3"

@@ -29,6 +29,7 @@ class TinyModel:
         self.sites = [s for s in sites if s.kind in kinds]
         self.sigmas = torch.linspace(1, 0, steps + 1)
         self.prompts = prompts
+        self.groups = [0] * (prompts + 1)
         generator = torch.Generator().manual_seed(1)
         self.hidden = torch.randn(prompts + 1, 5, 32, generator=generator)
         self.pooled = torch.randn(prompts + 1, 32, generator=generator)

@@ -5,10 +5,12 @@ Exit codes: 0 done; 1 something was wrong with the input, or could not be proved
 
 from __future__ import annotations
 
+import inspect as python
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..config import APPLY, COMBINE, LEARN, MULTIPLE, RECOVER
+from ..config import APPLY, COMBINE, LEARN, RECOVER
 from ..errors import SettingError
 from ..model.families import FAMILIES, sizes
 from ..model.families.schema import KINDS
@@ -31,8 +33,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Prompts = Annotated[Path | None, typer.Option(help="Neutral prompts, one a line or JSONL; left out: the bundled list.")]
+Dtype = Annotated[str, typer.Option(help="Of the model's weights: fp32, bf16 or fp16.")]
+Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu; left out: a GPU if there is one.")]
+Config = Annotated[str | None, typer.Option(help="For a single file: a diffusers folder of the same kind of model.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, if UniForget made it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.callback()
@@ -86,127 +92,91 @@ def _option(param: Param, *flags: str) -> Any:
     )
 
 
-@app.command()
-def estimate(
-    model: Annotated[str, typer.Argument(help="sd1, sdxl, flux, or all of them.")] = "all",
-    vram: Annotated[str, typer.Option(help="Of the cards, in GB, with commas: 8,12,16,24.")] = "8,12,16,24",
-    tflops: Annotated[
-        float | None, typer.Option(help="Your card's peak for bf16, instead of the listed card's.", min=0.1)
-    ] = None,
-    objective: Annotated[str, _option(LEARN["objective"])] = LEARN["objective"].default,
-    width: Annotated[int, _option(LEARN["width"])] = LEARN["width"].default,
-    height: Annotated[int, _option(LEARN["height"])] = LEARN["height"].default,
-    batch: Annotated[int, _option(LEARN["batch"])] = LEARN["batch"].default,
-    steps: Annotated[int, _option(LEARN["steps"])] = LEARN["steps"].default,
-    sampling_steps: Annotated[int, _option(LEARN["sampling_steps"])] = LEARN["sampling_steps"].default,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Say what learning needs in VRAM and minutes, from shapes alone. Nothing is loaded or run."""
-    from . import estimate as engine
+def _options(settings: Mapping[str, Param]) -> Callable[[Callable], Callable]:
+    """Gives a command an option for each of `settings`; the command's ``**values`` gets them."""
 
-    values = {"width": width, "height": height, "batch": batch, "steps": steps, "sampling_steps": sampling_steps}
-    values = {name: LEARN[name].check(value) for name, value in values.items()}
-    names = list(engine.MODELS) if model == "all" else [model]
-    cards = engine.cards(vram, tflops)
-    found = engine.estimate(names, cards, objective=LEARN["objective"].check(objective), **values)
-    if as_json:
-        print(json.dumps(engine.as_json(found), indent=2))
-        return
-    if markdown:
-        print(engine.markdown(found))
-        return
-    head, *body = engine.rows(found)
-    table = Table(*head, caption=engine.ASSUMED)
-    for line in body:
-        table.add_row(*line)
-    Console().print(table)
+    def give(command: Callable) -> Callable:
+        own = python.signature(command, eval_str=True)
+        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        made = [
+            python.Parameter(
+                param.name,
+                python.Parameter.KEYWORD_ONLY,
+                default=param.default,
+                annotation=Annotated[type(param.default), _option(param)],
+            )
+            for param in settings.values()
+        ]
+        command.__signature__ = own.replace(parameters=[*(p.replace(kind=p.KEYWORD_ONLY) for p in named), *made])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*named, *made)}
+        return command
+
+    return give
+
+
+def _without_prompts(settings: Mapping[str, Param]) -> dict[str, Param]:
+    """Prompts come from a file here."""
+    return {name: param for name, param in settings.items() if name != "prompts"}
 
 
 @app.command()
+@_options(_without_prompts(LEARN))
 def learn(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A diffusers folder, or a single-file checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to save the mask (.safetensors).")],
-    prompts: Annotated[
-        Path | None, typer.Option(help="Neutral prompts, one a line or JSONL; left out: the bundled list.")
-    ] = None,
-    preset: Annotated[str, _option(LEARN["preset"])] = LEARN["preset"].default,
-    beta: Annotated[float, _option(LEARN["beta"])] = LEARN["beta"].default,
-    targets: Annotated[str, _option(LEARN["targets"])] = LEARN["targets"].default,
-    steps: Annotated[int, _option(LEARN["steps"])] = LEARN["steps"].default,
-    learning_rate: Annotated[float, _option(LEARN["learning_rate"])] = LEARN["learning_rate"].default,
-    batch: Annotated[int, _option(LEARN["batch"])] = LEARN["batch"].default,
-    sampling_steps: Annotated[int, _option(LEARN["sampling_steps"])] = LEARN["sampling_steps"].default,
-    cfg: Annotated[float, _option(LEARN["cfg"])] = LEARN["cfg"].default,
-    width: Annotated[int, _option(LEARN["width"])] = LEARN["width"].default,
-    height: Annotated[int, _option(LEARN["height"])] = LEARN["height"].default,
-    seed: Annotated[int, _option(LEARN["seed"])] = LEARN["seed"].default,
-    objective: Annotated[str, _option(LEARN["objective"])] = LEARN["objective"].default,
-    along: Annotated[str, _option(LEARN["along"])] = LEARN["along"].default,
-    target_sparsity: Annotated[float, _option(LEARN["target_sparsity"])] = LEARN["target_sparsity"].default,
-    max_neutral_loss: Annotated[float, _option(LEARN["max_neutral_loss"])] = LEARN["max_neutral_loss"].default,
-    memory: Annotated[str, _option(LEARN["memory"])] = LEARN["memory"].default,
-    threshold: Annotated[float, _option(LEARN["threshold"])] = LEARN["threshold"].default,
-    dtype: Annotated[str, typer.Option(help="Of the model's weights: fp32, bf16 or fp16.")] = "bf16",
-    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; left out: a GPU if there is one.")] = None,
-    config: Annotated[str | None, typer.Option(help="For a single file: a diffusers folder of the same kind of model.")] = None,
+    prompts: Prompts = None,
+    dtype: Dtype = "bf16",
+    device: Device = None,
+    config: Config = None,
     settings: Annotated[
         Path | None, typer.Option(help="A JSON file with values for these options; options that are given count more.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run two updates, say what memory and time the whole will take, and learn nothing.")
+    ] = False,
     curve: Annotated[Path | None, typer.Option(help="Save the learning curve as CSV.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write TensorBoard logs here, if tensorboard is installed.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    **values: Any,
 ) -> None:
     """Learn a mask from neutral prompts. Stopped? The same command goes on where it was.
 
     Several GPUs: accelerate launch -m uniforget learn ...
     """
-    from .learn import read_settings, run
+    from .learn import Host, Outputs, learn_run, read_settings
 
-    values = dict(locals())
-    for name in ("context", "read_settings", "run", "as_json"):
-        del values[name]
+    host = {"dtype": dtype, "device": device}
     if settings:
-        given = {name for name in values if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
-        values |= {name: value for name, value in read_settings(settings).items() if name not in given}
-    result = run(**values)
+        given = {name for name in (*values, *host) if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+        found = {name: value for name, value in read_settings(settings).items() if name not in given}
+        host |= {name: found.pop(name) for name in host if name in found}
+        values |= found
+    out = Outputs(output, curve, tensorboard, overwrite)
+    result = learn_run(Host(model, prompts, config=config, **host), out, settings, dry_run, values)  # type: ignore[arg-type]
     if result is not None:
         _print(result, as_json)
 
 
 @app.command()
+@_options(_without_prompts(RECOVER))
 def recover(
     model: Annotated[str, typer.Argument(help="The original: a diffusers folder, or a single-file checkpoint.")],
     masks: Annotated[list[Path], typer.Argument(help="A mask, a subspace, or one of each: what its cost is to be made up for.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to save the LoRA (.safetensors).")],
-    prompts: Annotated[
-        Path | None, typer.Option(help="Neutral prompts, one a line or JSONL; left out: the bundled list.")
-    ] = None,
-    rank: Annotated[int, _option(RECOVER["rank"])] = RECOVER["rank"].default,
-    steps: Annotated[int, _option(RECOVER["steps"])] = RECOVER["steps"].default,
-    learning_rate: Annotated[float, _option(RECOVER["learning_rate"])] = RECOVER["learning_rate"].default,
-    batch: Annotated[int, _option(RECOVER["batch"])] = RECOVER["batch"].default,
-    sampling_steps: Annotated[int, _option(RECOVER["sampling_steps"])] = RECOVER["sampling_steps"].default,
-    cfg: Annotated[float, _option(RECOVER["cfg"])] = RECOVER["cfg"].default,
-    width: Annotated[int, _option(RECOVER["width"])] = RECOVER["width"].default,
-    height: Annotated[int, _option(RECOVER["height"])] = RECOVER["height"].default,
-    seed: Annotated[int, _option(RECOVER["seed"])] = RECOVER["seed"].default,
-    memory: Annotated[str, _option(RECOVER["memory"])] = RECOVER["memory"].default,
-    dtype: Annotated[str, typer.Option(help="Of the model's weights: fp32, bf16 or fp16.")] = "bf16",
-    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; left out: a GPU if there is one.")] = None,
-    config: Annotated[str | None, typer.Option(help="For a single file: a diffusers folder of the same kind of model.")] = None,
+    prompts: Prompts = None,
+    dtype: Dtype = "bf16",
+    device: Device = None,
+    config: Config = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    **values: Any,
 ) -> None:
     """Train a LoRA that brings back quality which a mask costs, from neutral prompts alone. Stopped? The same command goes on."""
-    from .learn import recover_run
+    from .learn import Host, recover_run
 
-    values = dict(locals())
-    for name in ("recover_run", "as_json"):
-        del values[name]
-    result = recover_run(**values)
+    result = recover_run(Host(model, prompts, dtype, device, config), masks, output, overwrite, values)
     if result is not None:
         _print(result, as_json)
 
@@ -219,38 +189,20 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
 
 
 @app.command()
+@_options({**APPLY, "threshold": LEARN["threshold"]})
 def apply(
     model: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, or a diffusers folder.")],
     masks: Annotated[list[Path], typer.Argument(help="Masks and subspaces, applied in this order.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the sanitized model.")],
-    strength: Annotated[float, _option(APPLY["strength"])] = APPLY["strength"].default,
-    strength_ffn: Annotated[float, _option(APPLY["strength_ffn"])] = APPLY["strength_ffn"].default,
-    strength_norm: Annotated[float, _option(APPLY["strength_norm"])] = APPLY["strength_norm"].default,
-    strength_attn: Annotated[float, _option(APPLY["strength_attn"])] = APPLY["strength_attn"].default,
-    threshold: Annotated[float, _option(LEARN["threshold"])] = LEARN["threshold"].default,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    **values: Any,
 ) -> None:
     """Write a sanitized copy of a model: masks folded into its weights, everything else byte for byte as it was."""
     from . import files as filecli
 
-    strengths = {"ffn": strength_ffn, "norm": strength_norm, "attn": strength_attn}
-    _print(filecli.apply(model, masks, output, overwrite, strength, threshold, **strengths), as_json)
-
-
-@app.command()
-def compact(
-    model: Annotated[Path, typer.Argument(help="A .safetensors checkpoint in ComfyUI's naming.")],
-    mask: Annotated[Path, typer.Argument(help="A mask of gates.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the compact model.")],
-    multiple: Annotated[str, _option(MULTIPLE)] = MULTIPLE.default,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Write a smaller, faster copy: the mask folded in, and what it switches off cut out. Load Compact Model loads it in ComfyUI."""
-    from . import files as filecli
-
-    _print(filecli.compact(model, mask, output, multiple, overwrite), as_json)
+    per_kind = {kind: values[f"strength_{kind}"] for kind in KINDS}
+    _print(filecli.apply(model, masks, output, overwrite, values["strength"], values["threshold"], **per_kind), as_json)
 
 
 @app.command()
@@ -281,23 +233,21 @@ def inspect(
 
 
 @app.command()
+@_options(COMBINE)
 def combine(
     mask_a: Annotated[Path, typer.Argument(help="A mask.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to save the result (.safetensors).")],
     mask_b: Annotated[
         Path | None, typer.Argument(help="A second mask; left out: kinds and blocks of the first are chosen.")
     ] = None,
-    mode: Annotated[str, _option(COMBINE["mode"])] = COMBINE["mode"].default,
-    weight: Annotated[float, _option(COMBINE["weight"])] = COMBINE["weight"].default,
-    kinds: Annotated[str, _option(COMBINE["kinds"])] = COMBINE["kinds"].default,
-    blocks: Annotated[str, _option(COMBINE["blocks"])] = COMBINE["blocks"].default,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    **values: Any,
 ) -> None:
     """Make one mask out of two, or keep a part of one."""
     from . import files as filecli
 
-    _print(filecli.combine(mask_a, mask_b, output, mode, weight, kinds, blocks, overwrite), as_json)
+    _print(filecli.combine(mask_a, mask_b, output, overwrite=overwrite, **values), as_json)
 
 
 @app.command()

@@ -1,23 +1,25 @@
-"""``uniforget learn``: a mask from a diffusers pipeline, with progress, on one or several devices."""
+"""``uniforget learn`` and ``recover``: on a diffusers pipeline, with progress, on one or several devices."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bar
 
-from .. import __version__, atomic, config, outputs, untrusted
+from .. import atomic, config, outputs, untrusted
+from ..checkpoint import lora as lorafile
 from ..errors import LearnError, SettingError
-from ..learn import CURVE_BEGINS, Settings, curve_csv, learn, shards
-from ..learn import Progress as State
+from ..learn import CURVE_BEGINS, Progress, Session, Settings, curve_csv, describe, distributed, learn, measure
+from ..learn.recover import one_of_each, recover
 from ..mask import files
 from ..mask.gates import match_sites
-from ..mask.info import MaskInfo
 from ..mask.subspace import match_layers
 from ..model.families.schema import KINDS
 from ..model.sites import target_kinds
@@ -47,131 +49,152 @@ def read_settings(path: Path) -> dict[str, Any]:
     return {name: config.LEARN[name].check(value) if name in config.LEARN else str(value) for name, value in found.items()}
 
 
-def run(
-    model: str, output: Path, prompts: Path | None, dtype: str, device: str | None, overwrite: bool, **values: Any
+@dataclass(frozen=True)
+class Host:
+    """What to learn on, as the command line names it.
+
+    Attributes:
+        model: a diffusers folder, a single-file checkpoint, or an identifier of the Hub; ``config``: see :func:`.load_pipeline`.
+        prompts: a file; None: the bundled list.
+        device: None: a GPU if there is one.
+    """
+
+    model: str
+    prompts: Path | None = None
+    dtype: str = "bf16"
+    device: str | None = None
+    config: str | None = None
+
+    def check(self, output: Path, overwrite: bool, *others: Path | None) -> list[str]:
+        """The prompts, after everything was looked at that can be wrong before a model is loaded.
+
+        Args:
+            others: further files that are read.
+
+        Raises:
+            UniForgetError: something is wrong.
+        """
+        if self.dtype not in DTYPES:
+            raise SettingError(f"--dtype: expected one of {', '.join(DTYPES)}; found {self.dtype!r}.")
+        outputs.check(output, overwrite, self.inputs(*others))
+        if importlib.util.find_spec("diffusers") is None:
+            raise LearnError(
+                "Learning from the command line needs the packages diffusers and transformers. Run: pip install 'diffusers>=0.35.2' transformers"
+            )
+        return read_prompts(self.prompts) if self.prompts else neutral_prompts()
+
+    def inputs(self, *others: Path | None) -> list[str | Path]:
+        """What is read."""
+        return [one for one in (self.model, self.prompts, self.config, *others) if one]
+
+    def load(self, lines: list[str], settings: Settings, kinds: tuple[str, ...], unfinished: Path) -> Any:
+        """The pipeline as :class:`uniforget.learn.Model`."""
+        from ..hosts.diffusers.load import load_pipeline
+        from ..hosts.diffusers.pipeline import PipelineModel
+
+        place = "cpu"
+        if torch.cuda.is_available():
+            place = f"cuda:{distributed.local_rank()}"
+        pipe = load_pipeline(self.model, DTYPES[self.dtype], self.config)
+        return PipelineModel(
+            pipe, lines, steps=settings.sampling_steps, width=settings.width, height=settings.height, kinds=kinds, cfg=settings.cfg,
+            device=self.device or place, folder=unfinished,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What ``learn`` writes: the mask, and if asked for the curve and TensorBoard's logs."""
+
+    mask: Path
+    curve: Path | None = None
+    tensorboard: Path | None = None
+    overwrite: bool = False
+
+    def check(self, inputs: list[str | Path]) -> None:
+        """See that all may be written.
+
+        Raises:
+            SettingError: one may not.
+        """
+        if self.curve:
+            outputs.check(self.curve, self.overwrite, inputs, self.curve.suffix, CURVE_BEGINS)
+        if self.tensorboard and os.path.lexists(self.tensorboard) and not os.path.isdir(self.tensorboard):
+            raise SettingError(f"--tensorboard: expected a folder; found a file, {self.tensorboard}. Choose another name.")
+        outputs.distinct(self.mask, self.curve, self.tensorboard)
+
+
+def learn_run(
+    host: Host, out: Outputs, settings_file: Path | None, dry_run: bool, values: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Learn and save; returns what ``--json`` prints, or None in all but the first of several processes.
 
-    Raises:
-        UniForgetError: a setting, the prompts, the model or the output is wrong.
-    """
-    if dtype not in DTYPES:
-        raise SettingError(f"--dtype: expected one of {', '.join(DTYPES)}; found {dtype!r}.")
-    curve, tensorboard = values["curve"], values["tensorboard"]
-    inputs = _given(model, prompts, values["config"], values["settings"])
-    outputs.check(output, overwrite, inputs)
-    if curve:
-        outputs.check(curve, overwrite, inputs, curve.suffix, CURVE_BEGINS)
-    if tensorboard and os.path.lexists(tensorboard) and not os.path.isdir(tensorboard):
-        raise SettingError(f"--tensorboard: expected a folder; found a file, {tensorboard}. Choose another name.")
-    outputs.distinct(output, curve, tensorboard)
-    settings = Settings(
-        beta=config.resolve_beta(values["preset"], values["beta"]),
-        **{name: config.LEARN[name].check(values[name]) for name in config.SETTINGS},
-    )
-    kinds = target_kinds(values["targets"])
-    lines = read_prompts(prompts) if prompts else neutral_prompts()
-    if importlib.util.find_spec("diffusers") is None:
-        raise LearnError(
-            "Learning from the command line needs the packages diffusers and transformers. Run: pip install 'diffusers>=0.35.2' transformers"
-        )
-    from ..hosts.diffusers.apply import base_fingerprint
-    from ..hosts.diffusers.load import load_pipeline
-    from ..hosts.diffusers.pipeline import PipelineModel
+    Args:
+        settings_file: what some of the values were read from.
 
-    shards.join()
-    unfinished = output.parent / ".uniforget-unfinished"
+    Raises:
+        UniForgetError: a setting, the prompts, the model or an output is wrong.
+    """
+    settings, kinds = Settings.checked(values), target_kinds(values["targets"])
+    lines = host.check(out.mask, out.overwrite, settings_file)
+    out.check(host.inputs(settings_file))
+    from ..hosts.diffusers.apply import base_fingerprint
+
+    distributed.join()
+    unfinished = out.mask.parent / ".uniforget-unfinished"
     try:
-        place = _device(device)
-        pipe = load_pipeline(model, DTYPES[dtype], values["config"])
-        loaded = PipelineModel(
-            pipe, lines, steps=values["sampling_steps"], width=values["width"], height=values["height"], kinds=kinds,
-            cfg=settings.cfg, device=place, folder=unfinished,
-        )  # fmt: skip
-        info = MaskInfo(
-            family=loaded.family.name,
-            base=base_fingerprint(loaded.denoiser),
-            base_name=untrusted.safe(Path(model).name, line=True, most=untrusted.TEXT // 2),
-            method=settings.objective,
-            beta=settings.beta,
-            preset=values["preset"],
-            targets=kinds,
-            prompts_hash=prompts_hash(lines),
-            seed=settings.seed,
-            version=__version__,
-        )
-        with _Report(settings.steps, values["tensorboard"]) as report:
-            tell = lambda text: report.bar.console.print(f"learning takes {text}")  # noqa: E731
-            save = lambda found: None if shards.rank() else files.save(found.mask, output, overwrite)  # noqa: E731
-            result = learn(loaded, settings, info, report, unfinished, tell=tell, save=save)
-        if shards.rank():
+        model = host.load(lines, settings, kinds, unfinished)
+        name = untrusted.safe(Path(host.model).name, line=True, most=untrusted.TEXT // 2)
+        info = describe(settings, model.family.name, base_fingerprint(model.denoiser), name, kinds, lines)
+        if dry_run:
+            cost = measure(model, settings, info)
+            return None if distributed.rank() else {**vars(cost), "summary": str(cost)}
+        save = lambda found: None if distributed.rank() else files.save(found.mask, out.mask, out.overwrite)  # noqa: E731
+        with _Report(settings.steps, out.tensorboard) as report:
+            result = learn(model, settings, info, Session(report, unfinished, log=report.log, save=save))
+        if distributed.rank():
             return None
         cautions = list(report.cautions)
-        if curve:
+        if out.curve:
             try:
-                atomic.replace(curve, curve_csv(result.curve).encode(), overwrite)
+                atomic.replace(out.curve, curve_csv(result.curve).encode(), out.overwrite)
             except OSError as error:
-                cautions.append(f"Careful: the curve was not saved as {curve} ({error.strerror or error}). The mask was.")
+                cautions.append(f"Careful: the curve was not saved as {out.curve} ({error.strerror or error}). The mask was.")
         return {
-            "mask": str(output),
+            "mask": str(out.mask),
             "digest": result.mask.digest(),
             "sparsity": result.mask.sparsity(),
             "learn_seconds": result.mask.info.learn_seconds,
             "cautions": cautions,
-            "summary": "\n".join([f"saved as {output}", result.mask.summary(), *cautions]),
+            "summary": "\n".join([f"saved as {out.mask}", result.mask.summary(), *cautions]),
         }
     finally:
-        shards.leave()
+        distributed.leave()
 
 
-def recover_run(
-    model: str,
-    masks: list[Path],
-    output: Path,
-    prompts: Path | None,
-    dtype: str,
-    device: str | None,
-    overwrite: bool,
-    **values: Any,
-) -> dict[str, Any] | None:
+def recover_run(host: Host, masks: list[Path], output: Path, overwrite: bool, values: dict[str, Any]) -> dict[str, Any] | None:
     """Train a recovery LoRA and save it; returns what ``--json`` prints, or None in all but the first of several processes.
 
     Raises:
         UniForgetError: a setting, the prompts, the model, the mask or the output is wrong.
     """
-    from ..checkpoint import lora as lorafile
-    from ..learn.recover import one_of_each, recover
-
-    if dtype not in DTYPES:
-        raise SettingError(f"--dtype: expected one of {', '.join(DTYPES)}; found {dtype!r}.")
-    outputs.check(output, overwrite, _given(model, prompts, values["config"], *masks))
-    names = ("steps", "batch", "cfg", "seed", "memory", "learning_rate")
-    settings = Settings(**{name: config.RECOVER[name].check(values[name]) for name in names})
+    settings, rank = Settings.checked(values, config.RECOVER), config.RECOVER["rank"].check(values["rank"])
     mask, subspace = one_of_each([files.load(path) for path in masks])
-    lines = read_prompts(prompts) if prompts else neutral_prompts()
-    if importlib.util.find_spec("diffusers") is None:
-        raise LearnError("This needs the packages diffusers and transformers. Run: pip install 'diffusers>=0.35.2' transformers")
+    lines = host.check(output, overwrite, *masks)
     from ..hosts.diffusers.apply import base_fingerprint
-    from ..hosts.diffusers.load import load_pipeline
-    from ..hosts.diffusers.pipeline import PipelineModel
 
-    shards.join()
+    distributed.join()
     unfinished = output.parent / ".uniforget-unfinished"
     try:
-        pipe = load_pipeline(model, DTYPES[dtype], values["config"])
-        loaded = PipelineModel(
-            pipe, lines, steps=values["sampling_steps"], width=values["width"], height=values["height"], kinds=KINDS,
-            cfg=settings.cfg, device=_device(device), folder=unfinished,
-        )  # fmt: skip
-        loaded.sites = match_sites(mask, loaded.family, loaded.sites) if mask else []
+        model = host.load(lines, settings, KINDS, unfinished)
+        model.sites = match_sites(mask, model.family, model.sites) if mask else []
         if subspace:
-            match_layers(subspace, loaded.family.name, loaded.layers)
-        rank = config.RECOVER["rank"].check(values["rank"])
+            match_layers(subspace, model.family.name, model.layers)
+        about = f"{base_fingerprint(model.denoiser)} {prompts_hash(lines)}"
+        save = lambda found: None if distributed.rank() else lorafile.save(found, output, overwrite)  # noqa: E731
         with _Report(settings.steps, None) as report:
-            about = f"{base_fingerprint(loaded.denoiser)} {prompts_hash(lines)}"
-            save = lambda found: None if shards.rank() else lorafile.save(found, output, overwrite)  # noqa: E731
-            lora = recover(loaded, mask, settings, rank, report, unfinished, subspace=subspace, about=about, save=save)
-        if shards.rank():
+            lora = recover(model, mask, settings, rank, subspace, about, Session(report, unfinished, save=save))
+        if distributed.rank():
             return None
         first, last = lora.curve[0].reconstruction, lora.curve[-1].reconstruction
         return {
@@ -183,17 +206,7 @@ def recover_run(
             "summary": f"saved as {output}\ndifference to the original on neutral prompts: {first:.4f} -> {last:.4f}",
         }
     finally:
-        shards.leave()
-
-
-def _given(*inputs: str | Path | None) -> list[str | Path]:
-    return [one for one in inputs if one]
-
-
-def _device(named: str | None) -> torch.device:
-    if named:
-        return torch.device(named)
-    return torch.device("cuda", shards.local()) if torch.cuda.is_available() else torch.device("cpu")
+        distributed.leave()
 
 
 class _Report:
@@ -201,9 +214,9 @@ class _Report:
 
     def __init__(self, steps: int, tensorboard: Path | None):
         self.steps = steps
-        self.writer = None
+        self.writer: Any = None
         self.cautions: list[str] = []
-        if tensorboard and not shards.rank():
+        if tensorboard and not distributed.rank():
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
@@ -211,19 +224,15 @@ class _Report:
                     "--tensorboard: the package tensorboard is not installed. Install it, or leave the option out."
                 ) from error
             self.writer = SummaryWriter(str(tensorboard))
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self.bar = Progress(*columns, console=Console(stderr=True), disable=bool(shards.rank()))
+        columns = (BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self.bar = Bar(*columns, console=Console(stderr=True), disable=bool(distributed.rank()))
 
     def __enter__(self) -> _Report:
         self.bar.start()
-        self.teacher = self.bar.add_task("watching the model", note="")
-        self.learning = self.bar.add_task("learning", total=self.steps, note="")
+        self.tasks = {
+            "teacher": self.bar.add_task("watching the model"),
+            "learning": self.bar.add_task("learning", total=self.steps),
+        }
         return self
 
     def __exit__(self, *problem: object) -> None:
@@ -231,21 +240,20 @@ class _Report:
         if self.writer:
             self.writer.close()
 
-    def __call__(self, state: State) -> None:
-        if state.stage == "teacher":
-            self.bar.update(self.teacher, completed=state.step, total=state.steps)
-            return
-        note = f"loss {state.reconstruction:.4f}, off {state.off_share:.1%}"
-        self.bar.update(self.learning, completed=state.step, total=state.steps, note=note)
+    def log(self, text: str) -> None:
+        """Words worth showing above the bars."""
+        self.bar.console.print(text)
+
+    def __call__(self, state: Progress) -> None:
+        self.bar.update(self.tasks[state.stage], completed=state.step, total=state.steps, description=str(state))
         try:
-            self._log(state)
+            if self.writer and state.stage == "learning":
+                self._write(state)
         except Exception as error:  # of TensorBoard, which costs no mask
             self.cautions.append(f"Careful: TensorBoard's log ends at step {state.step} ({type(error).__name__}: {error}).")
             self.writer = None
 
-    def _log(self, state: State) -> None:
-        if self.writer is None:
-            return
+    def _write(self, state: Progress) -> None:
         self.writer.add_scalar("reconstruction", state.reconstruction, state.step)
         self.writer.add_scalar("off/all", state.off_share, state.step)
         for kind, share in state.off.items():

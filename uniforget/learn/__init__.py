@@ -1,29 +1,40 @@
-"""Where masks come from: learned from neutral prompts with gradients, or scored without.
+"""Where masks come from: learned from neutral prompts with gradients, or from what the model does on them without.
 
-* ``trajectory``: the paper's objective. The student samples N steps; the loss compares its final latent with the teacher's.
-* ``stepwise``: the student is compared with the teacher at single states; no chain, so one forward and one backward per update.
-* ``scores``: activation energies from one pass, no gradient.
-
-Under classifier-free guidance both branches are matched.
+:data:`uniforget.config.METHODS` lists the ways; each is a module here with ``run(model, settings, info, session)``. Under
+classifier-free guidance both branches are matched.
 """
 
-from .loop import BETA_UNIT, learn
-from .model import CURVE_BEGINS, Model, Progress, Result, Settings, curve_csv, euler, guided
-from .objectives import OBJECTIVES
-from .teacher import Bank, record_teacher
+import sys
+from types import ModuleType
+from typing import Any
+
+from ..config import METHODS, Settings
+from .methods import Cost, describe, learn, measure
+from .model import CURVE_BEGINS, Model, Progress, Result, Session, curve_csv, euler, guided
 
 __all__ = [
-    "BETA_UNIT",
     "CURVE_BEGINS",
-    "OBJECTIVES",
-    "Bank",
+    "METHODS",
+    "Cost",
     "Model",
     "Progress",
     "Result",
+    "Session",
     "Settings",
     "curve_csv",
+    "describe",
     "euler",
     "guided",
     "learn",
-    "record_teacher",
+    "measure",
 ]
+
+
+class _Verb(ModuleType):
+    """``uniforget.learn(...)`` is :func:`learn`: the package has its name, and is loaded no sooner than it is used."""
+
+    def __call__(self, *given: Any, **named: Any) -> Result:
+        return learn(*given, **named)
+
+
+sys.modules[__name__].__class__ = _Verb

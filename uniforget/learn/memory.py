@@ -13,13 +13,15 @@ from torch.utils.checkpoint import checkpoint
 from ..model.sites import Site
 from .inplace import OutOfPlace
 
-MODES = ("auto", "keep", "step", "block")
+MODES = ("auto", "keep", "micro", "step", "block")
 # A transformer block's path, in every family and both namings: the innermost numbered entry of a row of blocks.
 _BLOCK = re.compile(r".*(?:blocks|layers|refiner)\.\d+(?=\.)")
 # Convolutional blocks of UNets in diffusers and in ComfyUI: no sites, but most of the activations.
 _CONVOLUTIONAL = ("ResnetBlock2D", "ResBlock")
 # Room for what is not saved for backward: temporaries, the optimizer, the allocator's slack.
 SLACK = 1.3
+# What re-computation block by block keeps of what is kept without (bench/learn.py: 0.19 to 0.35).
+BLOCK_SHARE = 0.35
 
 
 def blocks_in(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> dict[str, nn.Module]:
@@ -42,8 +44,8 @@ def checkpointed(blocks: Mapping[str, nn.Module]) -> Iterator[None]:
 
     def again(forward: Callable) -> Callable:
         def kept(*args, **kwargs):
-            with OutOfPlace():
-                return forward(*args, **kwargs)
+            with OutOfPlace() as mode:
+                return mode.current(forward(*args, **kwargs))
 
         def run(*args, **kwargs):
             if not torch.is_grad_enabled():
@@ -97,8 +99,37 @@ def free_bytes(device: torch.device) -> int:
     return 0
 
 
-def choose(step_bytes: int, steps: int, free: int) -> str:
-    """The fastest mode that fits: "keep" holds the activations of all `steps`, "step" those of one."""
-    if step_bytes * steps * SLACK < free:
-        return "keep"
-    return "step" if step_bytes * SLACK < free else "block"
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that was in use so far: the allocator's on `device` if it is a GPU, else the process'; 0 where that cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        import resource
+        import sys
+    except ModuleNotFoundError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def choose(mode: str, row_bytes: int, batch: int, chain: int, free: int) -> tuple[str, int]:
+    """How to spend memory: ``(mode, rows at a time)``.
+
+    A batch's loss is a sum over its rows, so that taking them a few at a time and adding up the gradients is exact, and costs nothing
+    but smaller matrix products. It comes before re-computation, which costs a forward pass more.
+
+    Args:
+        mode: "keep": all rows at once; "micro": a few rows at a time; "step": one sampling step of the chain at a time; "block": one
+            block of the model at a time; "auto": the first of these that fits.
+        row_bytes: that one model evaluation of one row keeps; `chain`: evaluations that one backward pass goes through.
+    """
+
+    def fit(each: float) -> int:
+        return min(batch, int(free / (SLACK * max(each, 1))))
+
+    if mode == "keep" or (mode == "auto" and fit(row_bytes * chain) == batch):
+        return "keep", batch
+    if mode == "micro" or (mode == "auto" and fit(row_bytes * chain)):
+        return "micro", max(1, fit(row_bytes * chain))
+    if mode == "step" or (mode == "auto" and fit(row_bytes)):
+        return "step", max(1, fit(row_bytes))
+    return "block", max(1, fit(row_bytes * BLOCK_SHARE))

@@ -1,9 +1,12 @@
-"""What learning needs from a host, what it is told, and what it hands back."""
+"""What learning needs from a host, what it reports, and what it hands back."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -16,13 +19,19 @@ if TYPE_CHECKING:
 
 
 class Model(Protocol):
-    """A loaded model. Latents are float32 (n, ...) tensors on the host's device."""
+    """A loaded model. Latents are float32 (n, ...) tensors on the host's device.
+
+    Attributes:
+        groups: for each prompt, and last for the negative one, a number; prompts of one group can share a forward pass (their
+            encodings have the same shape). Batches are made of one group where that is possible.
+    """
 
     sites: list[Site]
     layers: list[Layer]
     modules: dict[str, nn.Module]
     sigmas: torch.Tensor
     prompts: int
+    groups: Sequence[int]
 
     def initial(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """`count` pure-noise latents at ``sigmas[0]``, drawn from `generator` (a CPU generator)."""
@@ -33,56 +42,52 @@ class Model(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to learn. Defaults and ranges that users see stand in :mod:`uniforget.config`.
-
-    Attributes:
-        objective: "stepwise", "trajectory", "scores" or "subspace".
-        along: whose trajectories "stepwise" looks at, "teacher" or "student".
-        noises: the teacher's trajectories per prompt; 0: about 512 in all, or as many as the updates can use.
-        harden: share of the updates, the last ones, that train the mask as it ships, with hard gates.
-        memory: "keep" keeps activations for the backward pass, "step" re-computes one sampling step at a time, "block" one block
-            at a time; "auto" takes the fastest that fits.
-        target_sparsity: share of gates to switch off, instead of what `beta` leads to; 0: not used.
-        max_neutral_loss: switch off as much as possible while the hard mask's loss stays below this; 0: not used.
-        threshold: share of the energy that a subspace gives up; 0: the preset's.
-    """
-
-    beta: float = 2.0
-    steps: int = 400
-    learning_rate: float = 0.1
-    batch: int = 16
-    cfg: float = 3.0
-    seed: int = 0
-    objective: str = "stepwise"
-    along: str = "teacher"
-    noises: int = 0
-    harden: float = 0.3
-    memory: str = "auto"
-    target_sparsity: float = 0.0
-    max_neutral_loss: float = 0.0
-    threshold: float = 0.0
-
-
 @dataclass
 class Progress:
-    """State after one update. Losses are relative to the teacher's own magnitude.
+    """State after one update, or while the untouched model is watched. Losses are relative to the teacher's own magnitude.
 
     Attributes:
         reconstruction: loss of this update's batch.
         off_share: share of gates that the mask switches off now, of all and (``off``) per kind.
         soft, hard: loss on a batch that stays the same, with relaxed gates and with the hard mask; NaN where not measured.
+        seconds: that this update took; ``left``: that this stage will still take. NaN where unknown.
     """
 
     step: int
     steps: int
-    reconstruction: float
-    off_share: float
+    reconstruction: float = 0.0
+    off_share: float = 0.0
     stage: str = "learning"
     off: dict[str, float] = field(default_factory=dict)
     soft: float = float("nan")
     hard: float = float("nan")
+    seconds: float = field(default=float("nan"), repr=False, compare=False)
+    left: float = field(default=float("nan"), repr=False, compare=False)
+
+    def __str__(self) -> str:
+        if self.stage == "teacher":
+            said = f"watching the model: {self.step} of {self.steps} pictures"
+        else:
+            said = f"learning: {self.step} of {self.steps}, loss {self.reconstruction:.4f}, off {self.off_share:.1%}"
+        return said if math.isnan(self.left) else f"{said}, {duration(self.left)} left"
+
+
+@dataclass(frozen=True)
+class Session:
+    """How a run talks to its host, and what it keeps.
+
+    Attributes:
+        report: called after every update, and while the untouched model is watched; may raise to cancel.
+        folder: where unfinished learning is kept, every `every` updates and when it is cancelled. None: nothing is kept.
+        log: called with words worth showing.
+        save: puts the result on disk. What was kept is removed after it, so that a result which could not be saved is not lost.
+    """
+
+    report: Callable[[Progress], None] = lambda progress: None
+    folder: Path | None = None
+    every: int = 25
+    log: Callable[[str], None] = lambda text: None
+    save: Callable[[Any], object] = lambda result: None
 
 
 @dataclass
@@ -109,6 +114,45 @@ def euler(model: Model, x, k, which, cfg):
     sigma, after = model.sigmas[k], model.sigmas[k + 1]
     clean, positive, negative = guided(model, x, sigma.expand(len(x)), which, cfg)
     return x + (x - clean) / sigma * (after - sigma), positive, negative
+
+
+def by_group(groups: Sequence[int], denoise: Callable, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
+    """``denoise(x, sigma, which)``, called once for each group among the prompts; the rows in their order."""
+    rows: dict[int, list[int]] = {}
+    for row, prompt in enumerate(which):
+        rows.setdefault(groups[prompt], []).append(row)
+    if len(rows) == 1:
+        return denoise(x, sigma, which)
+    parts = [denoise(x[r], sigma[r], [which[row] for row in r]) for r in rows.values()]
+    order = torch.tensor([row for r in rows.values() for row in r], device=x.device)
+    return torch.cat(parts)[order.argsort()]
+
+
+def grouped(items: Sequence[Any], alike: Callable[[Any, Any], bool]) -> list[int]:
+    """For each item the number of the first one that it is like: a model's ``groups``."""
+    groups: list[int] = []
+    for i, item in enumerate(items):
+        groups.append(next((j for j in sorted(set(groups)) if alike(items[j], item)), i))
+    return groups
+
+
+class Clock:
+    """Tells how long something will still take, from what is done since the clock was made."""
+
+    def __init__(self, total: int, done: int = 0):
+        self.total, self.first, self.began = total, done, time.monotonic()
+
+    def left(self, done: int) -> float:
+        """Seconds until all is done; NaN while nothing is."""
+        since = done - self.first
+        return (time.monotonic() - self.began) / since * (self.total - done) if since > 0 else math.nan
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # What every curve's file begins with, which tells it from other tables.

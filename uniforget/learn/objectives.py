@@ -1,81 +1,124 @@
-"""Losses that compare the student (the model with gates) with the teacher (the model without), and their gradients."""
+"""Losses that compare the student (the model with gates, or with a LoRA) with the teacher (the model without), and their gradients."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from . import memory, shards
-from .model import Model, Settings, euler, guided
-from .teacher import Bank, Order
+from ..config import Settings
+from . import distributed, memory
+from .model import Model, euler, guided
+from .trajectories import Batches, TeacherCache
 
 
 class Objective(ABC):
-    """What the objectives share: installing gates, choosing rows, and how memory is spent.
+    """What the objectives share: choosing rows, and how memory is spent.
+
+    The student is run as it is, not compiled: hosts patch their models from Python, hooks and re-computation break graphs, and
+    compiling takes as long as many updates.
 
     Args:
-        factors: the mapping that :func:`uniforget.mask.gates.gated` reads.
+        install: makes the student compute with the values that are trained, a flat tensor; None: makes it the teacher.
+
+    Attributes:
+        memory, rows: see :func:`.memory.choose`.
     """
 
     def __init__(
-        self, model: Model, bank: Bank, settings: Settings, generator: torch.Generator, factors: dict[str, torch.Tensor]
+        self,
+        model: Model,
+        cache: TeacherCache,
+        settings: Settings,
+        generator: torch.Generator,
+        install: Callable[[torch.Tensor | None], None],
     ):
-        self.model, self.bank, self.settings, self.factors = model, bank, settings, factors
-        self.names = [s.name for s in model.sites]
-        self.units = [s.units for s in model.sites]
+        self.model, self.cache, self.settings, self._install = model, cache, settings, install
+        self.values: torch.Tensor | None = None
         self.device = model.sigmas.device
         self.steps = len(model.sigmas) - 1
-        self.batches = Order(self.items(), settings.batch, generator)
-        self.memory = settings.memory
+        several = len(set(model.groups[:-1])) > 1
+        self.batches = Batches(self.items(), settings.batch, generator, self._group if several else None)
+        self.memory, self.rows = settings.memory, settings.batch
+
+    chain = 1  # model evaluations that one backward pass goes through
 
     @abstractmethod
     def items(self) -> int:
         """Number of things that a batch is chosen from."""
 
     @abstractmethod
-    def compare(self, chosen: list[int], gates: torch.Tensor, share: float) -> tuple[float, torch.Tensor]:
-        """Sum over `chosen` of the relative reconstruction losses times `share`, and its gradient for flat `gates`."""
+    def compare(self, chosen: list[int], leaf: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum over `chosen` of the relative losses times `share`, and its gradient for the values `leaf`, which has no graph yet."""
 
     @abstractmethod
-    def loss(self, chosen: list[int], gates: torch.Tensor) -> float:
-        """Mean relative reconstruction loss of `chosen` under flat `gates`, without a gradient."""
+    def losses(self, chosen: list[int]) -> torch.Tensor:
+        """Relative loss of each of `chosen`, without a gradient, under the installed values."""
 
-    def install(self, gates: torch.Tensor) -> None:
-        """Make the model's hooks use `gates` (flat, all sites in order)."""
-        self.factors.update(zip(self.names, gates.split(self.units), strict=True))
+    def install(self, values: torch.Tensor) -> None:
+        """Let the student compute with `values`."""
+        self.values = values
+        self._install(values)
 
-    def loss_and_gradient(self, gates: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """Mean relative reconstruction loss of the next batch under flat `gates`, and its gradient with respect to them."""
+    @contextmanager
+    def as_teacher(self) -> Iterator[None]:
+        """Within it, the model is the untouched one."""
+        self._install(None)
+        try:
+            yield
+        finally:
+            assert self.values is not None, "the student's values come first"
+            self._install(self.values)
+
+    def _group(self, item: int) -> int:
+        return self.model.groups[self.cache.which[item * len(self.cache.which) // self.items()]]
+
+    def loss_and_gradient(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean relative loss of the next batch under `values`, float32 (), and its gradient with respect to them. Both on the device."""
         batch = next(self.batches)
-        mine = shards.mine(batch)
-        loss, gradient = self.compare(mine, gates.detach(), 1 / len(batch)) if mine else (0.0, torch.zeros_like(gates))
-        if shards.world() > 1:
-            loss = shards.total_(torch.tensor(loss, dtype=torch.float64)).item()
-            shards.total_(gradient)
-        return loss, gradient
+        mine = distributed.shard(batch)
+        loss, gradient = torch.zeros((), device=self.device), torch.zeros_like(values, requires_grad=False)
+        with self._saving():
+            for start in range(0, len(mine), self.rows):
+                leaf = values.detach().requires_grad_()
+                part, slope = self.compare(mine[start : start + self.rows], leaf, 1 / len(batch))
+                loss, gradient = loss + part.detach(), gradient + slope
+        return distributed.all_reduce(loss), distributed.all_reduce(gradient)
 
-    def saving(self) -> AbstractContextManager[None]:
-        """The context in which forward passes with a gradient run."""
-        return (
-            memory.checkpointed(memory.blocks_in(self.model.modules, self.model.sites))
-            if self.memory == "block"
-            else nullcontext()
-        )
+    @torch.no_grad()
+    def loss(self, chosen: list[int], values: torch.Tensor) -> float:
+        """Mean relative loss of `chosen` under `values`, without a gradient."""
+        self.install(values)
+        size = self.settings.batch
+        return torch.cat([self.losses(chosen[i : i + size]) for i in range(0, len(chosen), size)]).double().mean().item()
 
-    def settle_memory(self, free: int, chain: int) -> None:
-        """Replace "auto" by what fits, from what one step of one row keeps. `chain`: steps that one backward pass spans."""
-        if self.memory != "auto":
-            return
-        x = self.bank.states[:1, 0].to(self.device).float()
-        gates = torch.ones(sum(self.units), device=self.device, requires_grad=True)
-        self.install(gates)
-        modules = {id(m): m for m in self.model.modules.values()}.values()
-        weights = (p for m in modules for p in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
-        one = memory.saved_bytes(lambda: euler(self.model, x, 0, self.bank.which[:1], self.settings.cfg), weights)
-        rows = -(-self.settings.batch // shards.world())
-        self.memory = memory.choose(one * rows, chain, free)
+    def _saving(self) -> AbstractContextManager[None]:
+        if self.memory != "block":
+            return nullcontext()
+        return memory.checkpointed(memory.blocks_in(self.model.modules, self.model.sites))
+
+    def settle_memory(self, values: torch.Tensor, free: int) -> None:
+        """Choose how to spend memory, from what one evaluation of one row keeps for a backward pass to `values`."""
+        batch = -(-self.settings.batch // distributed.world_size())
+        row = 0
+        if self.memory not in ("keep", "step"):
+            x = self._latents([0], 0)
+            self.install(values.detach().requires_grad_())
+            modules = {id(m): m for m in self.model.modules.values()}.values()
+            weights = (p for m in modules for p in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
+            row = memory.saved_bytes(lambda: euler(self.model, x, 0, self.cache.which[:1], self.settings.cfg), weights)
+        self.memory, self.rows = memory.choose(self.memory, row, batch, self.chain, free if row else 1 << 62)
+
+    def _latents(self, rows: list[int], k: int | torch.Tensor) -> torch.Tensor:
+        """The teacher's latents at step `k`, float32 on the device."""
+        return fetch(self.cache.states[rows, k], self.device).float()
+
+
+def fetch(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` (CPU) on `device`; for a GPU by way of pinned memory, so that nobody waits."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Stepwise(Objective):
@@ -84,125 +127,101 @@ class Stepwise(Objective):
     States are the teacher's, or (``along="student"``) those that the student itself reaches from the teacher's start.
     """
 
-    def __init__(self, model, bank, settings, generator, factors):
-        super().__init__(model, bank, settings, generator, factors)
+    def __init__(self, model, cache, settings, generator, install):
+        super().__init__(model, cache, settings, generator, install)
         gaps = model.sigmas[:-1] - model.sigmas[1:]
         self.weights = gaps / gaps.mean()
 
     def items(self) -> int:
-        return len(self.bank.which) * self.steps
+        return len(self.cache.which) * self.steps
 
     def _states(
         self, rows: list[int], ks: torch.Tensor, which: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """States to compare at, and what the teacher predicts there (positive, negative)."""
-        bank = self.bank
+        cache = self.cache
         if self.settings.along == "teacher":
-            negative = None if bank.negative is None else bank.negative[rows, ks]
-            return bank.states[rows, ks].to(self.device).float(), bank.positive[rows, ks], negative
+            negative = None if cache.negative is None else fetch(cache.negative[rows, ks], self.device)
+            return self._latents(rows, ks), fetch(cache.positive[rows, ks], self.device), negative
         with torch.no_grad():
-            x = bank.states[rows, 0].to(self.device).float()
-            at = ks.to(self.device).view(-1, *[1] * (x.ndim - 1))
+            x = self._latents(rows, 0)
+            at = fetch(ks, self.device).view(-1, *[1] * (x.ndim - 1))
             for k in range(int(ks.max())):
                 x = torch.where(at > k, euler(self.model, x, k, which, self.settings.cfg)[0], x)
-            gates = dict(self.factors)
-            self.factors.clear()
-            _, positive, negative = guided(self.model, x, self.model.sigmas[ks.to(self.device)], which, self.settings.cfg)
-            self.factors.update(gates)
+        with self.as_teacher(), torch.no_grad():
+            _, positive, negative = guided(self.model, x, self.model.sigmas[at.flatten()], which, self.settings.cfg)
         return x, positive, negative
 
-    def errors(self, chosen: list[int]) -> torch.Tensor:
-        """Relative loss of each chosen state (n,) under the installed gates."""
+    def compare(self, chosen, leaf, share):
+        self.install(leaf)
+        loss = self.losses(chosen).sum() * share
+        return loss, torch.autograd.grad(loss, leaf)[0]
+
+    def losses(self, chosen):
         rows = [i // self.steps for i in chosen]
         ks = torch.tensor([i % self.steps for i in chosen])
-        which = [self.bank.which[r] for r in rows]
+        which = [self.cache.which[r] for r in rows]
         x, wanted, unwanted = self._states(rows, ks, which)
-        sigma = self.model.sigmas[ks.to(self.device)]
+        ks = fetch(ks, self.device)
+        sigma = self.model.sigmas[ks]
         _, positive, negative = guided(self.model, x, sigma, which, self.settings.cfg)
         error = (positive - wanted.to(positive)).square().flatten(1).mean(1)
         if negative is not None and unwanted is not None:
             error = (error + (negative - unwanted.to(negative)).square().flatten(1).mean(1)) / 2
-        return error * self.weights[ks.to(self.device)] / sigma.square() / self.bank.scale
-
-    def compare(self, chosen, gates, share):
-        gates = gates.requires_grad_()
-        self.install(gates)
-        with self.saving():
-            loss = self.errors(chosen).sum() * share
-            (gradient,) = torch.autograd.grad(loss, gates)
-        return loss.item(), gradient
-
-    @torch.no_grad()
-    def loss(self, chosen, gates):
-        self.install(gates)
-        parts = [chosen[i : i + self.settings.batch] for i in range(0, len(chosen), self.settings.batch)]
-        return sum(self.errors(part).sum().item() for part in parts) / len(chosen)
+        return error * self.weights[ks] / sigma.square() / self.cache.scale
 
 
 class Trajectory(Objective):
     """The paper's loss on final latents (eq. 4).
 
-    "keep" differentiates the whole chain of N steps; otherwise the chain runs without a gradient first, and the backward pass
-    re-computes one step at a time with the same gates. One ``autograd.grad`` returns the gradients for gates and latent; the last
-    step's graph is kept, so it is not re-computed.
+    With "keep" and "micro" the whole chain of N steps is differentiated; otherwise it runs without a gradient first, and the backward
+    pass re-computes one step at a time with the same gates. One ``autograd.grad`` returns the gradients for gates and latent.
     """
 
+    @property
+    def chain(self):
+        return self.steps
+
     def items(self) -> int:
-        return len(self.bank.which)
+        return len(self.cache.which)
 
-    def _start(self, chosen: list[int]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        states = self.bank.states
-        return (
-            states[chosen, 0].to(self.device).float(),
-            states[chosen, self.steps].to(self.device).float(),
-            [self.bank.which[row] for row in chosen],
-        )
+    def _step(self, x: torch.Tensor, k: int, which: list[int]) -> torch.Tensor:
+        return euler(self.model, x, k, which, self.settings.cfg)[0]
 
-    def compare(self, chosen, gates, share):
-        x, target, which = self._start(chosen)
-        unit = share / target[0].numel() / self.bank.final_scale
-        step = lambda x, k: euler(self.model, x, k, which, self.settings.cfg)[0]  # noqa: E731
-        with self.saving():
-            if self.memory == "keep":
-                gates = gates.requires_grad_()
-                self.install(gates)
-                for k in range(self.steps):
-                    x = step(x, k)
-                loss = (x - target).square().sum() * unit
-                (gradient,) = torch.autograd.grad(loss, gates)
-                return loss.item(), gradient
-            states = [x]
-            self.install(gates)
-            with torch.no_grad():
-                for k in range(self.steps - 1):
-                    states.append(step(states[-1], k))
-            total = torch.zeros_like(gates)
-            gradient_x, value = None, 0.0
-            for k in reversed(range(self.steps)):
-                # The same gates are installed again as a fresh leaf, so one call returns the gradients of both inputs.
-                leaf = gates.clone().requires_grad_()
-                self.install(leaf)
-                x = states.pop().requires_grad_(k > 0)
-                after = step(x, k)
-                if gradient_x is None:
-                    difference = after.detach() - target
-                    value = difference.square().sum().item() * unit
-                    gradient_x = 2 * difference * unit
-                found = torch.autograd.grad(after, (leaf, x) if k else (leaf,), grad_outputs=gradient_x)
-                total += found[0]
-                gradient_x = found[-1]
-        return value, total
-
-    @torch.no_grad()
-    def loss(self, chosen, gates):
-        self.install(gates)
-        value = 0.0
-        for start in range(0, len(chosen), self.settings.batch):
-            x, target, which = self._start(chosen[start : start + self.settings.batch])
+    def compare(self, chosen, leaf, share):
+        x, target = self._latents(chosen, 0), self._latents(chosen, self.steps)
+        which = [self.cache.which[row] for row in chosen]
+        unit = share / target[0].numel() / self.cache.final_scale
+        self.install(leaf)
+        if self.memory in ("keep", "micro"):
             for k in range(self.steps):
-                x = euler(self.model, x, k, which, self.settings.cfg)[0]
-            value += (x - target).square().flatten(1).mean(1).sum().item()
-        return value / len(chosen) / self.bank.final_scale
+                x = self._step(x, k, which)
+            loss = (x - target).square().sum() * unit
+            return loss, torch.autograd.grad(loss, leaf)[0]
+        states = [x]
+        with torch.no_grad():
+            for k in range(self.steps - 1):
+                states.append(self._step(states[-1], k, which))
+        loss = total = gradient = None
+        for k in reversed(range(self.steps)):
+            # The same values are installed as a fresh leaf, so that one call returns the gradients of both inputs.
+            fresh = leaf.detach().requires_grad_()
+            self.install(fresh)
+            x = states.pop().requires_grad_(k > 0)
+            after = self._step(x, k, which)
+            if gradient is None:
+                difference = after.detach() - target
+                loss, gradient = difference.square().sum() * unit, 2 * difference * unit
+            found = torch.autograd.grad(after, (fresh, x) if k else (fresh,), grad_outputs=gradient)
+            total = found[0] if total is None else total + found[0]
+            gradient = found[-1]
+        return loss, total
+
+    def losses(self, chosen):
+        x, target = self._latents(chosen, 0), self._latents(chosen, self.steps)
+        for k in range(self.steps):
+            x = self._step(x, k, [self.cache.which[row] for row in chosen])
+        return (x - target).square().flatten(1).mean(1) / self.cache.final_scale
 
 
 OBJECTIVES: dict[str, type[Objective]] = {"stepwise": Stepwise, "trajectory": Trajectory}

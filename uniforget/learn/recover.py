@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
+from ..config import Settings
 from ..errors import LearnError
 from ..mask.gates import assemble, by_weight, gated
 from ..mask.info import MaskInfo, MaskSet
 from ..mask.subspace import Subspace, effective, project
-from . import shards, state
-from .model import Model, Progress, Settings
+from . import resume
+from .model import Model, Progress, Session
 from .objectives import Stepwise
-from .teacher import record_teacher
-from .training import Report, Training, out_of_memory
+from .optimize import Optimizer, out_of_memory
+from .resume import run_key
+from .trajectories import record_teacher
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,17 @@ def recover(
     mask: MaskSet | None,
     settings: Settings,
     rank: int = 16,
-    report: Report = lambda p: None,
-    folder: Path | None = None,
-    every: int = 25,
     subspace: Subspace | None = None,
     about: str = "",
-    save: Callable[[Lora], object] = lambda lora: None,
+    session: Session | None = None,
 ) -> Lora:
     """Train a LoRA for `model` (the original) through `mask` and `subspace` at full strength. Deterministic for a seed on one machine.
 
     Args:
         model: its ``sites`` are those of the mask; its ``layers`` have those of the subspace.
         settings: steps, learning rate, batch, guidance, seed and memory count; there is nothing else to choose.
-        report: called after every update; may raise to cancel.
-        about: tells this model and these prompts from others (fingerprint, hash), so that no other run is gone on with.
-        folder: where unfinished training is kept; a run with the same settings, model, mask and prompts goes on from there.
-        save: puts the result on disk; what was kept is removed after it.
+        about: tells this model and these prompts from others (fingerprint, hash), so that no other run is resumed.
+        session: a run with the same settings, model, mask and prompts goes on from what is kept in its folder.
 
     Raises:
         LearnError: there are no Linears to change, memory ran out, or the loss is no longer a number. What was kept stays.
@@ -80,16 +78,19 @@ def recover(
         raise LearnError(f"rank: expected a whole number of at least 1; found {rank}.")
     if mask is None and subspace is None:
         raise LearnError("There is neither a mask nor a subspace, so there is nothing to recover from.")
+    session = session or Session()
     try:
         settings = replace(settings, objective="stepwise", along="teacher")
-        run = _Recovery(model, mask, subspace, settings, rank, report, folder, every, about)
-        with state.alone(folder, run.key):
-            return run.run(save)
+        run = _Recovery(model, mask, subspace, settings, rank, about, session)
+        with resume.kept(session.folder, run.key):
+            lora = run.run()
+            session.save(lora)
+        return lora
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(error, settings, folder is not None, also=f", the rank (now {rank})") from error
+        raise out_of_memory(error, settings, session.folder is not None, also=f", the rank (now {rank})") from error
 
 
-class _Recovery(Training[Stepwise]):
+class _Recovery:
     """One training run over the numbers of all the LoRA's matrices."""
 
     def __init__(
@@ -99,126 +100,101 @@ class _Recovery(Training[Stepwise]):
         subspace: Subspace | None,
         settings: Settings,
         rank: int,
-        report: Report,
-        folder: Path | None,
-        every: int,
         about: str,
+        session: Session,
     ):
-        self.rank = rank
+        self.model, self.settings, self.rank, self.session = model, settings, rank, session
         self.learned = [one for one in (mask, subspace) if one is not None]
         self.info = self.learned[0].info
         self.digests = " ".join(one.digest() for one in self.learned)
         self.gates = {} if mask is None else mask.gates
         self.sites = [s for s in model.sites if s.name in self.gates]
         self.removed = {} if subspace is None else effective(subspace)
-        self.outs = {layer.name: [_rows(model, path) for path in layer.paths] for layer in model.layers}
+        # Of each layer's Linears, one behind the other: how many rows they have.
+        self.rows = [[len(model.modules[path].get_parameter("weight")) for path in layer.paths] for layer in model.layers]
         generator, parts = torch.Generator().manual_seed(settings.seed), []
-        for layer in model.layers:
+        for layer, rows in zip(model.layers, self.rows, strict=True):
             parts.append(torch.randn(rank * layer.width, generator=generator) / math.sqrt(layer.width))
-            parts.append(torch.zeros(sum(self.outs[layer.name]) * rank))
-        told = replace(self.info, base=f"{about} {self.digests} rank {rank}")
-        super().__init__(model, settings, torch.cat(parts), generator, told, report, folder, every, prefix="recover-")
+            parts.append(torch.zeros(sum(rows) * rank))
+        base = replace(self.info, base=f"{about} {self.digests} rank {rank}")
+        self.key = f"recover-{run_key(model, settings, base)}"
+        self.optimizer = Optimizer(model, settings, torch.cat(parts), generator, self.key, session)
+        self.matrices = self._matrices(self.optimizer.params)
 
-    def run(self, save: Callable[[Lora], object]) -> Lora:
+    def run(self) -> Lora:
         began = time.monotonic()
-        bank = record_teacher(self.model, self.settings, self.report, self.folder, self.key)
-        factors: dict[str, torch.Tensor] = {}
+        cache = record_teacher(self.model, self.settings, self.session.report, self.session.folder, self.key)
+        first, device = self.learned[0], self.model.sigmas.device
+        progress = lambda step, loss: Progress(step, self.settings.steps, loss, first.off_share(), off=first.sparsity())  # noqa: E731
         # In the order in which they reach the weights: what is removed is removed from what the gates read.
-        with self._projected(), gated(self.model.modules, self.sites, factors), self._changed():
-            objective = Stepwise(self.model, bank, self.settings, self.generator, factors)
-            first = self.resume(objective)
-            factors.clear()
+        with self._hooks(self._projections()), gated(self.model.modules, self.sites) as install, self._hooks(self._changes()):
             # Copies: hosts may have read them in inference mode.
-            factors.update({s.name: self.gates[s.name].to(self.device).clone() for s in self.sites})
-            self.advance(objective, first)
-        result = self._result(began)
-        self.finish(objective, lambda: save(result))
-        return result
+            install({s.name: self.gates[s.name].to(device).clone() for s in self.sites})
+            objective = Stepwise(self.model, cache, self.settings, self.optimizer.generator, self._install)
+            self.optimizer.run(objective, lambda step: objective.loss_and_gradient(self.optimizer.params), progress)
+        return self._result(began)
+
+    def _install(self, params: torch.Tensor | None) -> None:
+        assert params is not None, "the teacher's predictions are recorded"
+        self.matrices = self._matrices(params)
+
+    def _matrices(self, params: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each layer its ``down`` (rank, in) and ``up`` (out, rank), out of the flat vector."""
+        shapes = [
+            shape
+            for layer, rows in zip(self.model.layers, self.rows, strict=True)
+            for shape in ((self.rank, layer.width), (sum(rows), self.rank))
+        ]
+        parts = [part.view(shape) for part, shape in zip(params.split([a * b for a, b in shapes]), shapes, strict=True)]
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
     @contextmanager
-    def _projected(self) -> Iterator[None]:
-        """Within it the model's Linears read nothing of what the subspace removes."""
-        handles = []
+    def _hooks(self, handles: Iterator[RemovableHandle]) -> Iterator[None]:
+        made = []
         try:
-            for layer in self.model.layers:
-                if layer.name in self.removed:
-                    basis, complement, strength = self.removed[layer.name]
-                    hook = _projection(basis.to(self.device).clone(), complement, strength)
-                    handles += [self.model.modules[path].register_forward_pre_hook(hook) for path in layer.paths]
+            made.extend(handles)
             yield
         finally:
-            for handle in handles:
+            for handle in made:
                 handle.remove()
 
-    @contextmanager
-    def _changed(self) -> Iterator[None]:
-        """Within it the model's Linears compute with the LoRA."""
-        handles = []
-        try:
-            for layer, (down, up) in zip(self.model.layers, self._pairs(lambda: self.numbers), strict=True):
-                first = 0
-                for path, count in zip(layer.paths, self.outs[layer.name], strict=True):
-                    hook = _hook(down, up, slice(first, first + count))
-                    handles.append(self.model.modules[path].register_forward_hook(hook))
-                    first += count
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _pairs(self, numbers: Callable[[], torch.Tensor]) -> list[tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]]:
-        """For each layer, what gives its ``down`` and ``up`` out of the flat vector, differentiably."""
-        out, at = [], 0
+    def _projections(self) -> Iterator[RemovableHandle]:
+        """Let the model's Linears read nothing of what the subspace removes."""
         for layer in self.model.layers:
-            rows = sum(self.outs[layer.name])
-            sizes = (self.rank * layer.width, rows * self.rank)
-            out.append((_view(numbers, at, (self.rank, layer.width)), _view(numbers, at + sizes[0], (rows, self.rank))))
-            at += sum(sizes)
-        return out
+            if layer.name in self.removed:
+                basis, complement, strength = self.removed[layer.name]
+                hook = _projection(basis.to(self.model.sigmas.device).clone(), complement, strength)
+                for path in layer.paths:
+                    yield self.model.modules[path].register_forward_pre_hook(hook)
 
-    def update(self, objective: Stepwise, step: int) -> Progress:
-        batch = next(objective.batches)
-        mine = shards.mine(batch)
-        value, gradient = 0.0, torch.zeros_like(self.numbers)
-        if mine:
-            with objective.saving():
-                loss = objective.errors(mine).sum() / len(batch)
-                (gradient,) = torch.autograd.grad(loss, self.numbers)
-            value = loss.item()
-        value = shards.total_(torch.tensor(value, dtype=torch.float64)).item()
-        shards.total_(gradient)
-        self.step(value, gradient, step)
-        first = self.learned[0]
-        return Progress(step + 1, self.settings.steps, value, first.off_share(), off=first.sparsity())
+    def _changes(self) -> Iterator[RemovableHandle]:
+        """Let the model's Linears compute with the LoRA."""
+        for number, (layer, rows) in enumerate(zip(self.model.layers, self.rows, strict=True)):
+            for path, last, count in zip(layer.paths, accumulate(rows), rows, strict=True):
+
+                def add(module, args, output, number=number, of=slice(last - count, last)):
+                    down, up = self.matrices[number]
+                    x = args[0]
+                    return output + functional.linear(functional.linear(x, down.to(x.dtype)), up[of].to(x.dtype))
+
+                yield self.model.modules[path].register_forward_hook(add)
 
     def _result(self, began: float) -> Lora:
-        down, up = {}, {}
-        numbers = self.numbers.detach().cpu()
-        columns = self._columns()
-        for layer, (a, b) in zip(self.model.layers, self._pairs(lambda: numbers), strict=True):
-            gates = columns.get(layer.paths[0])
-            change = a().clone() if gates is None else a() * gates
-            # Directions are orthonormal, so that projecting the rows is projecting what they read.
-            down[layer.name] = project(change, *self.removed[layer.name]) if layer.name in self.removed else change
-            up[layer.name] = b().clone()
-        extra = {"recovered": self.digests, "recover_seconds": f"{time.monotonic() - began:.1f}"}
-        return Lora(down, up, replace(self.info, extra={**self.info.extra, **extra}), self.curve)
-
-    def _columns(self) -> dict[str, torch.Tensor]:
-        """Module path -> what the mask multiplies its input columns by."""
-        return {
+        columns = {
             path: assemble([(place, self.gates[name]) for name, place in on])
             for (path, axis), on in by_weight(self.sites).items()
             if axis == "in"
         }
-
-
-def _rows(model: Model, path: str) -> int:
-    return model.modules[path].get_parameter("weight").shape[0]
-
-
-def _view(numbers: Callable[[], torch.Tensor], at: int, shape: tuple[int, int]) -> Callable[[], torch.Tensor]:
-    return lambda: numbers()[at : at + shape[0] * shape[1]].view(shape)
+        down, up = {}, {}
+        for layer, (a, b) in zip(self.model.layers, self._matrices(self.optimizer.params.detach().cpu()), strict=True):
+            gates = columns.get(layer.paths[0])
+            change = a.clone() if gates is None else a * gates
+            # Directions are orthonormal, so that projecting the rows is projecting what they read.
+            down[layer.name] = project(change, *self.removed[layer.name]) if layer.name in self.removed else change
+            up[layer.name] = b.clone()
+        extra = {"recovered": self.digests, "recover_seconds": f"{time.monotonic() - began:.1f}"}
+        info = replace(self.info, extra={**self.info.extra, **extra})
+        return Lora(down, up, info, self.optimizer.curve)
 
 
 def _projection(basis: torch.Tensor, complement: bool, strength: float):
@@ -230,14 +206,6 @@ def _projection(basis: torch.Tensor, complement: bool, strength: float):
         return (x + strength * (part - x) if complement else x - strength * part, *args[1:])
 
     return project_input
-
-
-def _hook(down: Callable[[], torch.Tensor], up: Callable[[], torch.Tensor], rows: slice):
-    def add(module, args, output):
-        x = args[0]
-        return output + functional.linear(functional.linear(x, down().to(x.dtype)), up()[rows].to(x.dtype))
-
-    return add
 
 
 def one_of_each(learned: Sequence[MaskSet | Subspace]) -> tuple[MaskSet | None, Subspace | None]:

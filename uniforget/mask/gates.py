@@ -1,8 +1,8 @@
-"""Gates: the relaxation they are learned with, and how they act inside a running model."""
+"""Gates: what they multiply, and how they act inside a running model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,32 +16,6 @@ from .edit import Scale
 
 if TYPE_CHECKING:
     from .info import MaskSet
-
-# Hard concrete, UniForget supplement eq. 10-11 (values from EcoDiff).
-DELTA, ZETA, GAMMA, ALPHA = 0.5, 1.1, -0.1, 0.83
-INITIAL_LOGIT = 3.0
-
-
-def sample_noise(size: int, generator: torch.Generator) -> torch.Tensor:
-    """Logistic-type noise of the hard concrete, float32 (size,), bounded by +-ln 3."""
-    u = torch.rand(size, generator=generator)
-    return torch.log(u + DELTA) - torch.log(1 - u + DELTA)
-
-
-def soft_gates(logits: torch.Tensor, noise: torch.Tensor | float = 0.0) -> torch.Tensor:
-    """Relaxed gates in [0, 1] for `logits` (UniForget supplement eq. 10-11). Without noise: the expected gate."""
-    return (torch.sigmoid((logits + noise) / ALPHA) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-
-
-def hard_gates(logits: torch.Tensor) -> torch.Tensor:
-    """Binary gates with a straight-through gradient: forward 1 where the logit is positive, backward as the sigmoid's."""
-    soft = torch.sigmoid(logits / ALPHA)
-    return (logits > 0).float() + (soft - soft.detach())
-
-
-def sparsity_loss(logits: torch.Tensor) -> torch.Tensor:
-    """``||s(M)||_1 / |M|`` with ``s(M) = sigmoid(0.4 M + 1)``, over all gates of all sites together (UniForget eq. 4)."""
-    return torch.sigmoid(0.4 * logits + 1).mean()
 
 
 def strength_factor(gates: torch.Tensor, strength: float) -> torch.Tensor:
@@ -75,44 +49,38 @@ def by_weight(sites: Iterable[Site]) -> dict[tuple[str, str], list[tuple[str, Pl
 
 
 @contextmanager
-def gated(modules: Mapping[str, nn.Module], sites: Iterable[Site], factors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Within the context, each site's modules act as if folded with ``factors[site.name]``.
+def gated(
+    modules: Mapping[str, nn.Module], sites: Iterable[Site], gates: Mapping[str, torch.Tensor] | None = None
+) -> Iterator[Callable[[Mapping[str, torch.Tensor]], None]]:
+    """Within it each site's modules act as if folded with its gates.
 
-    Args:
-        modules: host's path -> module.
-        factors: site name -> (units,) tensor; read at every forward pass: replace its values to change the gates, empty it
-            to run the untouched model.
-
-    Hooks are gone when the context ends, however it ends.
+    What it yields takes other gates, site name -> (units,); a site without any is left as it is. One vector per weight is made when gates
+    are handed over, not in every forward pass. Hooks are gone when the context ends, however it ends.
     """
+    places = by_weight(sites)
+    vectors: dict[tuple[str, str], torch.Tensor] = {}
 
-    def vector(on: list[tuple[str, Place]], like: torch.Tensor) -> torch.Tensor | None:
-        pieces = [(place, factors[name]) for name, place in on if name in factors]
-        return assemble(pieces).to(like) if pieces else None
+    def install(factors: Mapping[str, torch.Tensor]) -> None:
+        vectors.clear()
+        for at, on in places.items():
+            pieces = [(place, factors[name]) for name, place in on if name in factors]
+            if pieces:
+                vectors[at] = assemble(pieces)
 
-    def before(on):
-        def hook(module, args):
-            scale = vector(on, args[0])
-            return None if scale is None else (args[0] * scale, *args[1:])
+    def before(at):
+        return lambda module, args: (args[0] * vectors[at].to(args[0]), *args[1:]) if at in vectors else None
 
-        return hook
-
-    def after(on):
-        def hook(module, args, output):
-            scale = vector(on, output)
-            return None if scale is None else output * scale
-
-        return hook
+    def after(at):
+        return lambda module, args, output: output * vectors[at].to(output) if at in vectors else None
 
     handles = []
     try:
-        for (path, axis), on in by_weight(sites).items():
+        for path, axis in places:
             module = modules[path]
-            if axis == "in":
-                handles.append(module.register_forward_pre_hook(before(on)))
-            else:
-                handles.append(module.register_forward_hook(after(on)))
-        yield
+            hook = module.register_forward_pre_hook if axis == "in" else module.register_forward_hook
+            handles.append(hook((before if axis == "in" else after)((path, axis))))
+        install(gates or {})
+        yield install
     finally:
         for handle in handles:
             handle.remove()

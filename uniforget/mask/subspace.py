@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 
 from ..errors import MaskError, MismatchError
-from ..learn.moments import Moments, probe
 from ..model.families.schema import KINDS
 from ..model.layers import Layer, find_layers
 from .edit import Part, Project
@@ -202,50 +201,6 @@ class Subspace:
         if missed:
             lines.append(f"the widest inputs were sketched; what that misses of their energy: up to {missed:.2%}")
         return "\n".join(lines)
-
-
-def basis_of(moments: torch.Tensor, trace: float, device: torch.device | str = "cpu") -> Basis:
-    """The ordered directions of second moments (width, width), or of their sketch (width, SKETCH) by Nystrom's approximation.
-
-    Nystrom's approximation is never more than the moments in any direction, so the share of the trace that it lacks is its error.
-    """
-    width, columns = moments.shape
-    if columns == width:
-        energy, vectors = torch.linalg.eigh(moments.to(device, torch.float64 if width <= 2048 else torch.float32))
-        energy, vectors = energy.flip(0).clamp(min=0), vectors.flip(1)
-        missed = 0.0
-    else:
-        found = moments.to(device, torch.float64)
-        omega = probe(width, device).double()
-        # Shifted a little, so that the core is positive definite in floating point.
-        shift = 1e-9 * max(trace, 1e-30) / math.sqrt(columns)
-        found = found + shift * omega
-        factor = torch.linalg.cholesky(omega.T @ found)
-        left, singular, _ = torch.linalg.svd(torch.linalg.solve_triangular(factor, found.T, upper=False).T, full_matrices=False)
-        some = (singular.square() - shift).clamp(min=0)
-        energy = torch.cat([some, some.new_zeros(width - len(some))])
-        vectors = left
-        missed = max(0.0, 1 - float(energy.sum()) / max(trace, 1e-30))
-    total = max(trace, 1e-30)
-    return Basis(vectors.float().cpu().contiguous(), (energy / total).float().cpu(), 0, missed)
-
-
-def subspace_of(
-    moments: Moments,
-    layers: Iterable[Layer],
-    threshold: float,
-    info: MaskInfo,
-    device: torch.device | str = "cpu",
-) -> Subspace:
-    """The subspace that moments span.
-
-    Raises:
-        MaskError: the threshold is out of range.
-    """
-    bases = {name: basis_of(found, moments.traces[name], device) for name, found in moments.sums.items()}
-    kinds = {layer.name: layer.kind for layer in layers}
-    shared = {name: moments.shared[name] for name in kinds if name in moments.shared}
-    return Subspace(bases, shared, {n: kinds[n] for n in shared}, threshold, info)
 
 
 def project(weight: torch.Tensor, basis: torch.Tensor, complement: bool, strength: float) -> torch.Tensor:

@@ -4,11 +4,11 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from uniforget_pack.nodes.learn import empty_latent
 from uniforget_pack.uniforget.errors import SettingError
-from uniforget_pack.uniforget.hosts.comfy.apply import _thaw as thaw
-from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, base_fingerprint, differentiable, learn_mask, sites_of
-from uniforget_pack.uniforget.learn import Settings, memory
+from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, base_fingerprint, sites_of
+from uniforget_pack.uniforget.hosts.comfy.learn import Lesson, differentiable, empty_latent, loaded
+from uniforget_pack.uniforget.hosts.comfy.learn import _thaw as thaw
+from uniforget_pack.uniforget.learn import Settings, learn, memory
 from uniforget_pack.uniforget.mask.edit import merge
 from uniforget_pack.uniforget.mask.gates import gated
 from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
@@ -196,7 +196,8 @@ def test_learns_a_mask_and_applies_it(name):
     settings = Settings(beta=50, steps=3, learning_rate=3.0, batch=2, cfg=2.0, noises=1)
     latent = torch.zeros_like(zoo.inputs(name)[0][:1])
     positive = [conditioning(name, seed) for seed in (1, 2)]
-    result = learn_mask(model, sites, positive, conditioning(name, 3), latent, sigmas, settings, info, lambda progress: None)
+    lesson = Lesson(positive, conditioning(name, 3), latent, sigmas)
+    result = loaded(model, sites, lesson, settings.batch, lambda found: learn(found, settings, info))
     assert all(p.reconstruction > 0 for p in result.curve)
     assert list(result.mask.gates) == [s.name for s in sites] and 0 < result.mask.off_share() < 1
     assert torch.equal(zoo.predict(name, model.model), before)

@@ -7,13 +7,16 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
+from uniforget_pack.nodes import learn as node
 from uniforget_pack.nodes.learn import LearnMask
 from uniforget_pack.nodes.progress import LOOKING
 from uniforget_pack.testbed import model as tb
 from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import SettingError
-from uniforget_pack.uniforget.hosts.comfy import apply as host
+from uniforget_pack.uniforget.hosts.comfy import learn as host
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
+from uniforget_pack.uniforget.learn import Settings
+from uniforget_pack.uniforget.learn.spill import Spill
 from uniforget_pack.uniforget.mask import file as maskfile
 
 PROMPTS = "cat emoji top left on light blue\n# a comment\n\ndog emoji top right on light green\ncat emoji top left on light blue\nphoto of brick texture"
@@ -154,7 +157,25 @@ def test_prompts_of_different_lengths_are_learned_together(demo, monkeypatch):
             checked.append((model.denoise(x, sigma, which) - alone).abs().max().item())
         return real(model, *rest, **more)
 
-    real = host.learn
-    monkeypatch.setattr(host, "learn", check)
+    real = node.learn
+    monkeypatch.setattr(node, "learn", check)
     assert learn(demo)[0].off_share() > 0
     assert len(checked) == 1 and checked[0] < 1e-4
+
+
+def test_a_long_run_says_first_what_it_takes_and_keeps_its_mask(demo, monkeypatch):
+    said = []
+    monkeypatch.setattr(node, "say", lambda _, text: said.append(text))
+    mask = learn(demo, steps=50, batch=2)[0]
+    assert said[0].startswith("learning takes about ") and "for each update" in said[0] and "memory" in said[0]
+    kept = Path(folder_paths.get_output_directory(), "uniforget", "learned", f"{mask.digest()}.safetensors")
+    assert maskfile.load(kept).digest() == mask.digest() and (kept.parents[1] / "curves" / f"{mask.digest()}.csv").is_file()
+
+
+def test_encodings_are_not_cloned_back_into_memory(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "Spill", lambda folder: Spill(tmp_path, limit=0))
+    settings = Settings(width=64, height=64, sampling_steps=3)
+    lesson = host.prepare(demo.model, demo.clip, ["cat emoji top left on light blue"], settings, tmp_path)
+    spilled = lesson.positive[0][0][0]
+    found = host.loaded(demo.model, [], lesson, 1, lambda model: model.conditions[0]["c_crossattn"].cond)
+    assert found.untyped_storage().data_ptr() == spilled.untyped_storage().data_ptr()

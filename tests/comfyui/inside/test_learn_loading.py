@@ -3,16 +3,23 @@
 from dataclasses import replace
 
 import comfy.model_management as management
+import comfy_extras.nodes_freelunch as freelunch
 import pytest
 import torch
-from uniforget_pack.uniforget.hosts.comfy import apply as host
+from uniforget_pack.uniforget import learn as engine
+from uniforget_pack.uniforget.hosts.comfy import learn as host
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, sites_of
 from uniforget_pack.uniforget.learn import Settings
+from uniforget_pack.uniforget.learn.objectives import OBJECTIVES
+from uniforget_pack.uniforget.learn.relax import split
+from uniforget_pack.uniforget.learn.trajectories import record_teacher
+from uniforget_pack.uniforget.mask.gates import gated
 from uniforget_pack.uniforget.mask.info import MaskInfo
 
 from tests.comfyui.inside import zoo
+from tests.comfyui.inside.test_families import conditioning
 from tests.comfyui.inside.test_loading_formats import NAME, load, numbers, predict, twin
-from tests.comfyui.inside.ways import files, random_mask
+from tests.comfyui.inside.ways import files, random_mask, run
 
 __all__ = ["files"]
 SETTINGS = Settings(beta=50.0, steps=6, batch=4, learning_rate=2.0, cfg=3.0)
@@ -28,7 +35,8 @@ def learn(model, kinds=("ffn", "norm"), **changes):
     info = MaskInfo(family="sd3", base="", method=settings.objective, preset="strong")
     sigmas = torch.tensor([1.0, 0.7, 0.4, 0.0])
     latent = torch.zeros(1, 16, zoo.SIZE, zoo.SIZE)
-    return host.learn_mask(model, sites, prompts[1:], prompts[0], latent, sigmas, settings, info, lambda p: None)
+    lesson = host.Lesson(prompts[1:], prompts[0], latent, sigmas)
+    return host.loaded(model, sites, lesson, settings.batch, lambda found: engine.learn(found, settings, info))
 
 
 @pytest.fixture
@@ -115,3 +123,43 @@ def agreement(one, other):
     """Share of gates on which two masks agree."""
     same = [one.gates[name] == other.gates[name] for name in one.gates]
     return torch.cat(same).float().mean().item()
+
+
+@pytest.mark.parametrize("memory", ["keep", "micro", "block"])
+@pytest.mark.parametrize("node", [freelunch.FreeU, freelunch.FreeU_V2])
+def test_a_patch_that_assigns_to_slices(node, memory):
+    """The gradient through FreeU is that of finite differences, and its prediction is the one without a gradient."""
+    name = "sd1"
+    plain = zoo.patcher(name)
+    patched = run(node, model=plain, b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+    sites = [s for s in sites_of(patched)[1] if s.kind == "ffn"]
+    lesson = host.Lesson(
+        [conditioning(name, seed) for seed in (1, 2)], conditioning(name, 3), torch.zeros_like(zoo.inputs(name)[0][:1]),
+        torch.tensor([5.0, 1.0, 0.0]),
+    )  # fmt: skip
+    settings = replace(SETTINGS, batch=2, noises=1, cfg=1.0, memory=memory)
+
+    def check(model):
+        cache = record_teacher(model, settings)
+        size = sum(s.units for s in sites)
+        with gated(model.modules, sites) as install:
+            found = OBJECTIVES["stepwise"](
+                model,
+                cache,
+                settings,
+                torch.Generator().manual_seed(0),
+                lambda flat: install({} if flat is None else split(flat, sites)),
+            )
+            found.rows = 1 if memory == "micro" else 2
+            batch = next(found.batches)
+            direction = torch.randn(size, generator=torch.Generator().manual_seed(1))
+            gates = torch.full((size,), 0.7)
+            found.batches = iter([batch] * 2)
+            loss, gradient = found.loss_and_gradient(gates)
+            assert loss.item() == pytest.approx(found.loss(batch, gates), rel=1e-5)
+            # a short step, because FreeU_V2 divides by maxima
+            up, down = (found.loss(batch, gates + h * direction) for h in (3e-4, -3e-4))
+        return (up - down) / 6e-4, (gradient @ direction).item()
+
+    slope, product = host.loaded(patched, sites, lesson, 2, check)
+    assert slope != 0 and product == pytest.approx(slope, rel=0.03)

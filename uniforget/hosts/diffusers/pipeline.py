@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from ...errors import LearnError
-from ...learn.overflow import Overflow
+from ...learn.model import by_group, grouped
+from ...learn.objectives import fetch
+from ...learn.spill import Spill
 from .apply import find_modules, layers_of
 from .listener import Listener, Step, denoiser, distance, growth, join, joinable, moved, row
 
@@ -79,7 +81,7 @@ class PipelineModel:
         listener = Listener(pipe, cfg, size | call)
         self._fault, self._latents = listener.fault, listener.latents
         self.prompts = len(prompts)
-        self._store = Overflow(folder)
+        self._store = Spill(folder)
         self.device = torch.device(device) if device is not None else pipe.device
         self.denoiser.eval().requires_grad_(False)
 
@@ -114,10 +116,7 @@ class PipelineModel:
             self._calls.append(self._kept(listener.plain(prompt) if i else first))
             report(i + 1, len(prompts))
         self._calls.append(self._negative(listener, prompts[0], negative))
-        self._group: list[int] = []
-        for i, call in enumerate(self._calls):
-            alike = (j for j in sorted(set(self._group)) if joinable(self._calls[j], call, self._grows))
-            self._group.append(next(alike, i))
+        self.groups = grouped(self._calls, lambda a, b: joinable(a, b, self._grows))
 
     def _kept(self, call: dict[str, Any]) -> dict[str, Any]:
         """The part of a call that stays the same for all latents and noise levels, on the CPU."""
@@ -217,18 +216,11 @@ class PipelineModel:
 
     def initial(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Noise (count, ...) as strong as the pipeline starts from."""
-        return torch.randn((count, *self._shape), generator=generator).to(self.device) * self._start
+        return fetch(torch.randn((count, *self._shape), generator=generator), self.device) * self._start
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
         """Predicted clean latents (n, ...); `sigma` (n,) must be among ``sigmas``."""
-        rows: dict[int, list[int]] = {}
-        for number, i in enumerate(which):
-            rows.setdefault(self._group[i], []).append(number)
-        if len(rows) == 1:
-            return self._denoise(x, sigma, which)
-        parts = [self._denoise(x[r], sigma[r], [which[number] for number in r]) for r in rows.values()]
-        order = torch.tensor([number for r in rows.values() for number in r], device=x.device)
-        return torch.cat(parts)[order.argsort()]
+        return by_group(self.groups, self._denoise, x, sigma, which)
 
     def _denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
         k = (self.sigmas[:-1] - sigma[:, None]).abs().argmin(1)

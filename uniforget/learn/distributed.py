@@ -14,7 +14,11 @@ import torch.distributed as dist
 def join() -> None:
     """Join the other processes, if a launcher started several of us."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(local_rank())
+        # Sums of both kinds of tensors are exchanged; NCCL takes those on GPUs only.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
 
 
 def leave() -> None:
@@ -32,22 +36,22 @@ def rank() -> int:
     return dist.get_rank() if _several() else 0
 
 
-def local() -> int:
+def local_rank() -> int:
     """Number of this process on its machine, from 0: which of the GPUs is its own."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def world() -> int:
+def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if _several() else 1
 
 
-def mine(items: list) -> list:
-    """This process' share of `items`; the shares of all processes together are all of them."""
-    return items[rank() :: world()]
+def shard(items: list) -> list:
+    """This process' part of `items`; those of all processes together are all of them."""
+    return items[rank() :: world_size()]
 
 
-def total_(tensor: torch.Tensor) -> torch.Tensor:
+def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
     """Replace `tensor` by its sum over all processes; returns it."""
     if _several():
         dist.all_reduce(tensor)

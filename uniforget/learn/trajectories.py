@@ -1,0 +1,194 @@
+"""What the untouched model does on neutral prompts: watched once, compared with ever after."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .. import atomic
+from ..config import Settings
+from . import distributed
+from .model import Clock, Model, Progress, euler
+
+# Above this size the recording lives in a file that is mapped into memory.
+MAPPED_ABOVE = 1 << 30
+# Trajectories that are recorded where updates could use more.
+ENOUGH = 512
+
+
+@dataclass
+class Step:
+    """One Euler step of a batch of trajectories.
+
+    Attributes:
+        rows: which trajectories; ``k``: which step; ``last``: whether they are finished with it.
+        x: latents before; ``after``: latents behind it; ``positive``, ``negative``: predictions, see :func:`.model.guided`.
+        progress: how far all rows are, with this step.
+    """
+
+    rows: list[int]
+    k: int
+    last: bool
+    x: torch.Tensor
+    after: torch.Tensor
+    positive: torch.Tensor
+    negative: torch.Tensor | None
+    progress: Progress
+
+
+@torch.no_grad()
+def watch(model: Model, settings: Settings, rows: Sequence[int], first: int = 0) -> Iterator[Step]:
+    """Sample trajectories with the model as it is, from the `first` of `rows` on, batch after batch.
+
+    Trajectory i is of prompt ``i % prompts`` and has noise of its own: neither the batch nor the number of processes changes what it is.
+    Latents are rounded to float16 before the model sees them, because that is how recorded ones are kept.
+    """
+    # Prompts that share forward passes follow each other.
+    rows = sorted(rows, key=lambda i: model.groups[i % model.prompts])
+    steps, clock = len(model.sigmas) - 1, Clock(len(rows), first)
+    for start in range(first, len(rows), settings.batch):
+        chunk = rows[start : start + settings.batch]
+        which = [i % model.prompts for i in chunk]
+        # One generator per trajectory, on the CPU: the same noise on every device. Some MB per batch to upload.
+        x = torch.cat([model.initial(1, torch.Generator().manual_seed(settings.seed * 1_000_003 + i)) for i in chunk])
+        for k in range(steps):
+            x = x.half().float()
+            after, positive, negative = euler(model, x, k, which, settings.cfg)
+            last = k + 1 == steps
+            done = start + len(chunk) if last else start
+            progress = Progress(done, len(rows), stage="teacher", left=clock.left(done))
+            yield Step(chunk, k, last, x, after, positive, negative, progress)
+            x = after
+
+
+def all_rows(model: Model, settings: Settings) -> list[int]:
+    """Every prompt once, or as often as ``settings.noises`` says."""
+    return list(range((settings.noises or 1) * model.prompts))
+
+
+def recorded_rows(model: Model, settings: Settings) -> list[int]:
+    """Which trajectories the teacher records: as many as the updates can compare with, and about 512 at most.
+
+    Single states are compared by *stepwise*, so that each trajectory serves as many times as it has states.
+    """
+    if settings.noises:
+        return all_rows(model, settings)
+    wanted = settings.steps * settings.batch
+    rows = math.ceil(min(ENOUGH, wanted) / model.prompts) * model.prompts
+    needed = math.ceil(wanted / (1 if settings.objective == "trajectory" else len(model.sigmas) - 1))
+    chosen = torch.randperm(rows, generator=torch.Generator().manual_seed(settings.seed)).tolist()[:needed]
+    return sorted(chosen)
+
+
+@dataclass
+class TeacherCache:
+    """The teacher's trajectories. float16 on the CPU.
+
+    Attributes:
+        which: prompt of each trajectory.
+        states: (trajectories, N + 1, ...) latents; the last is the finished one.
+        positive, negative: (trajectories, N, ...) predictions in both guidance branches; negative is None without guidance.
+        scale: mean square of the teacher's derivative; ``final_scale``: of the final latents.
+    """
+
+    which: list[int]
+    states: torch.Tensor
+    positive: torch.Tensor
+    negative: torch.Tensor | None
+    scale: float
+    final_scale: float
+
+
+def record_teacher(
+    model: Model,
+    settings: Settings,
+    report: Callable[[Progress], None] = lambda p: None,
+    folder: Path | None = None,
+    key: str = "",
+) -> TeacherCache:
+    """Sample neutral prompts with the untouched model, and keep what it saw and said.
+
+    Args:
+        folder: where large recordings are kept; one that is there already under `key` is used again.
+    """
+    rows = recorded_rows(model, settings)
+    which, place = [i % model.prompts for i in rows], {row: i for i, row in enumerate(rows)}
+    steps = len(model.sigmas) - 1
+    shape = model.initial(1, torch.Generator().manual_seed(0)).shape[1:]
+    names = ["states", "positive", *([] if settings.cfg == 1.0 else ["negative"])]
+    sizes = {name: (len(rows), steps + (name == "states"), *shape) for name in names}
+    total = sum(map(math.prod, sizes.values()))
+    mapped = folder if folder and total * 2 > MAPPED_ABOVE else None
+    note = (mapped or Path()) / f"{key}.teacher.json"
+    flat = _mapped(mapped / f"{key}.teacher.f16", total) if mapped else torch.zeros(total, dtype=torch.float16)
+    parts = zip(sizes.items(), flat.split([math.prod(s) for s in sizes.values()]), strict=True)
+    kept = {name: part.view(size) for (name, size), part in parts}
+    if mapped and note.is_file():
+        scale, final = json.loads(note.read_text(encoding="utf-8"))
+        return TeacherCache(which, kept["states"], kept["positive"], kept.get("negative"), scale, final)
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    scales, finals = [], []
+    for step in watch(model, settings, distributed.shard(rows)):
+        scales.append(((step.x - step.positive) / model.sigmas[step.k]).square().mean() * (len(step.rows) / steps))
+        for name, values in (("states", step.x), ("positive", step.positive), ("negative", step.negative)):
+            if values is not None:
+                seen[name].append(values.half())
+        if step.last:
+            seen["states"].append(step.after.half())
+            finals.append(step.after.square().mean() * len(step.rows))
+            at = [place[row] for row in step.rows]
+            with torch.autocast(step.x.device.type, enabled=False):  # which knows no float16 on CPUs
+                for name, values in seen.items():
+                    kept[name][at] = torch.stack(values, 1).cpu()
+                    values.clear()
+            report(step.progress)
+    # Summed here, at the end, so that no step has to wait for the device.
+    sums = torch.stack(
+        [torch.stack(v).cpu().double().sum() if v else torch.zeros((), dtype=torch.float64) for v in (scales, finals)]
+    )
+    if not mapped:
+        distributed.all_reduce(flat)
+    distributed.all_reduce(sums)
+    scale, final = (sums / len(rows)).tolist()
+    if mapped:
+        atomic.replace(note, json.dumps([scale, final]).encode())
+    return TeacherCache(which, kept["states"], kept["positive"], kept.get("negative"), scale, final)
+
+
+def _mapped(path: Path, size: int) -> torch.Tensor:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.stat().st_size != 2 * size:
+        path.with_name(path.name.removesuffix("f16") + "json").unlink(missing_ok=True)
+    return torch.from_file(str(path), shared=True, size=size, dtype=torch.float16)
+
+
+class Batches:
+    """Endless batches of `size` out of `count` items, every item once before any comes again. Its ``left`` is its state.
+
+    Args:
+        group: of each item; most batches are of one group. None: all are alike.
+    """
+
+    def __init__(self, count: int, size: int, generator: torch.Generator, group: Callable[[int], int] | None = None):
+        self.count, self.size, self.generator, self.group = count, size, generator, group
+        self.left: list[int] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self
+
+    def __next__(self) -> list[int]:
+        while len(self.left) < self.size:
+            self.left += torch.randperm(self.count, generator=self.generator).tolist()
+            if self.group:
+                self.left.sort(key=self.group)
+                whole = len(self.left) // self.size
+                chunks = [self.left[i * self.size : (i + 1) * self.size] for i in range(whole)]
+                order = torch.randperm(whole, generator=self.generator).tolist()
+                self.left = [item for i in order for item in chunks[i]] + self.left[whole * self.size :]
+        batch, self.left = self.left[: self.size], self.left[self.size :]
+        return batch
