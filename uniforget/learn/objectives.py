@@ -43,7 +43,10 @@ class Objective(ABC):
         self.batches = Batches(self.items(), settings.batch, generator, self._group if several else None)
         self.memory, self.rows = settings.memory, settings.batch
 
-    chain = 1  # model evaluations that one backward pass goes through
+    @property
+    def chain(self) -> int:
+        """Model evaluations that one backward pass goes through."""
+        return 1
 
     @abstractmethod
     def items(self) -> int:

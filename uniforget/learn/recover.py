@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..config import Settings
 from ..errors import LearnError
+from ..mask.edit import Mask
 from ..mask.gates import assemble, by_weight, gated
 from ..mask.info import MaskInfo, MaskSet
 from ..mask.subspace import Subspace, effective, project
@@ -150,7 +151,7 @@ class _Recovery:
 
     @contextmanager
     def _hooks(self, handles: Iterator[RemovableHandle]) -> Iterator[None]:
-        made = []
+        made: list[RemovableHandle] = []
         try:
             made.extend(handles)
             yield
@@ -208,7 +209,7 @@ def _projection(basis: torch.Tensor, complement: bool, strength: float):
     return project_input
 
 
-def one_of_each(learned: Sequence[MaskSet | Subspace]) -> tuple[MaskSet | None, Subspace | None]:
+def one_of_each(learned: Sequence[Mask]) -> tuple[MaskSet | None, Subspace | None]:
     """The mask and the subspace among `learned`.
 
     Raises:

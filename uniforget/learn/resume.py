@@ -99,7 +99,8 @@ class State:
             if any(tensors[name].shape != (size,) for name in ("params", "first", "second")):
                 raise ValueError("it is of another model")
             curve = [Progress(**dict(zip(_CURVE, values, strict=True))) for values in note.pop("curve")]
-            return cls(**tensors, **note, curve=curve)
+            fields: dict[str, Any] = {**tensors, **note, "curve": curve}
+            return cls(**fields)
 
         return read(path, make) if path.is_file() else None
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,7 +83,7 @@ def size(layer: Layer) -> int:
 
 def distinct(layers: Sequence[Layer]) -> list[Layer]:
     """Those of the layers that have inputs of their own, as far as names tell (running tells for sure)."""
-    first = {}
+    first: dict[Any, Layer] = {}
     for layer in layers:
         parent, _, leaf = layer.name.rpartition(".")
         first.setdefault((parent, layer.width) if leaf in _PROJECTIONS else layer.name, layer)

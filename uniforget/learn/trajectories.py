@@ -143,9 +143,9 @@ def record_teacher(
             finals.append(step.after.square().mean() * len(step.rows))
             at = [place[row] for row in step.rows]
             with torch.autocast(step.x.device.type, enabled=False):  # which knows no float16 on CPUs
-                for name, values in seen.items():
-                    kept[name][at] = torch.stack(values, 1).cpu()
-                    values.clear()
+                for name, found in seen.items():
+                    kept[name][at] = torch.stack(found, 1).cpu()
+                    found.clear()
             report(step.progress)
     # Summed here, at the end, so that no step has to wait for the device.
     sums = torch.stack(

@@ -6,7 +6,7 @@ ordinary ones of the same values so that gradients can pass through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +156,7 @@ class _Loaded:
         self.options = dict(model_options.get("transformer_options", {}))
         positive = [self._conditions(c) for c in guider.conds["positive"]]
         self.conditions = [*positive, self._conditions(guider.conds["negative"][0])]
-        self.groups = grouped(
+        self.groups: Sequence[int] = grouped(
             self.conditions, lambda a, b: a.keys() == b.keys() and all(v.can_concat(b[n]) for n, v in a.items())
         )
 
