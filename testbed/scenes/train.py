@@ -129,7 +129,7 @@ def main(argv=None):
     parser.add_argument("--work", type=Path, default=Path(".cache/testbed"), help="checkpoints and pictures")
     parser.add_argument("--output", type=Path, help="default: beside this file")
     parser.add_argument("--steps", type=int, default=5400)
-    parser.add_argument("--init", type=Path, help="start from the weights of this checkpoint, at update 0")
+    parser.add_argument("--init", type=Path, help="start at update 0 from the weights of this finished file")
     parser.add_argument("--stop-after", type=int, help="leave off at this update and write what there is")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1.3e-3)
@@ -153,7 +153,8 @@ def main(argv=None):
         both, avg_fn=lambda old, new, n: old + (new - old) * max(1e-3, 1 / (float(n) + 10)), use_buffers=False
     )
     if args.init:
-        both.load_state_dict(torch.load(args.init, weights_only=True)["model"])
+        for part, known in zip(both, module.load(args.init)[:2], strict=True):
+            part.load_state_dict(known.state_dict())
         average.module.load_state_dict(both.state_dict())
     parts: dict[str, Any] = {"model": both, "average": average, "optimizer": optimizer}
     checkpoint = args.work / f"{args.model}.pt"
