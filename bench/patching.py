@@ -18,6 +18,7 @@ import torch
 from comfy.ldm.flux.model import FluxParams
 from uniforget_pack.uniforget.hosts.comfy import apply as host
 from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.model import sites
 from uniforget_pack.uniforget.model.fingerprint import same_base
 
 from .common import allocated, machine, resident, seconds
@@ -90,7 +91,7 @@ def random_lora(patcher, keys: list[str]) -> dict[str, torch.Tensor]:
 def attach_mask(patcher, mask: MaskSet, known: bool = False):
     """What the Apply node does to a model; unless `known`, to one that was never masked before."""
     if not known:
-        host._known.pop(patcher.model, None)
+        sites._find.cache_clear()
         host._fingerprints.pop(patcher.model, None)
     patched = host.apply_mask(patcher, mask)
     assert same_base(mask.info.base, host.base_fingerprint(patcher))

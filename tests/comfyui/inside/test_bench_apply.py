@@ -8,6 +8,7 @@ import uniforget_pack.uniforget.hosts.comfy.apply as host
 
 from bench import apply, common, patching
 
+BLOCK = 1024  # values that are edited at a time, here
 SMALL = patching.FLUX_DEV | {
     "hidden_size": 64, "num_heads": 2, "depth": 2, "depth_single_blocks": 3, "axes_dim": [8, 12, 12], "context_in_dim": 32,
     "vec_in_dim": 24,
@@ -17,7 +18,9 @@ CONTRACT = {"ratio_to_lora", "extra_bytes", "largest_layer_bytes"}
 
 @pytest.fixture(scope="module")
 def figures():
-    return patching.measure(SMALL, repeats=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patching.host, "BLOCK", BLOCK)
+        return patching.measure(SMALL, repeats=2)
 
 
 def test_figures_are_complete_and_go_into_a_file(figures, tmp_path):
@@ -32,8 +35,9 @@ def test_figures_are_complete_and_go_into_a_file(figures, tmp_path):
 def test_memory_is_counted(figures):
     modulation = 6 * 64 * 64 * 2
     assert figures["largest_layer_bytes"] == modulation
-    assert figures["core_temp_bytes"] == figures["peak_bytes"] == 3 * modulation, "an fp32 copy and the bf16 result"
-    assert figures["temporary_bytes"] == 0, "the mask multiplies in place"
+    assert figures["core_temp_bytes"] == 3 * modulation, "an fp32 copy and the bf16 result"
+    assert figures["peak_bytes"] == 3 * modulation, "and none of the mask: its blocks are gone before the result is made"
+    assert figures["temporary_bytes"] <= 3 * 4 * BLOCK < modulation, "a few rows at a time"
     assert figures["lora_temporary_bytes"] >= 4 * modulation, "the product of its matrices and that product scaled, fp32"
     factors = 4 * (2 * 2 * (256 + 384) + 3 * (320 + 192))
     assert figures["held_bytes"] >= factors

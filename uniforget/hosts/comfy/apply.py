@@ -19,6 +19,7 @@ from ..stored import Stored
 from .network import PREFIX, add_patches, own_modules, own_weights, unpatched
 
 ATTACHMENT = "uniforget"
+BLOCK = 1 << 20  # values of a weight that are edited at a time
 
 
 # Fingerprints of loaded models' unpatched weights: reading those of quantized models takes seconds.
@@ -42,8 +43,13 @@ class EditAdapter(comfy.weight_adapter.WeightAdapterBase):
         self, weight, key, strength, strength_model, offset, function, intermediate_dtype=torch.float32, original_weight=None
     ):
         edit = unpack(self.weights)
-        # In place: with an offset only that counts.
-        return weight.copy_((edit if strength == 1 else edit.at(strength)).weight(weight))
+        edit = edit if strength == 1 else edit.at(strength)
+        # In place: with an offset only that counts. Some rows at a time: a second copy of a large weight may not fit.
+        count = max(1, BLOCK // weight[0].numel())
+        for first in range(0, len(weight), count):
+            rows = weight[first : first + count]
+            rows.copy_(edit.weight(rows, first))
+        return weight
 
 
 def shapes_of(patcher) -> dict[str, tuple[int, ...]]:
