@@ -20,7 +20,7 @@ from tests.unit.test_verify import whole_mask
 from tests.unit.tiny import TinyModel, random_mask
 from uniforget.cli import files as filecli
 from uniforget.cli import guard
-from uniforget.learn.training import Training
+from uniforget.learn.optimize import Optimizer
 from uniforget.mask import files
 
 __all__ = ["folder"]
@@ -153,8 +153,8 @@ def test_a_curve_is_an_output_too(model, tmp_path):
 
 def test_nothing_finished_is_lost_when_saving_fails(folder, tmp_path, monkeypatch):
     """The disk is full at the end: the same command saves without learning again. A curve that cannot be saved costs nothing."""
-    out, curve, steps, real = tmp_path / "mask.safetensors", tmp_path / "curve.csv", [], Training.step
-    monkeypatch.setattr(Training, "step", lambda self, *given: steps.append(1) or real(self, *given))
+    out, curve, steps, real = tmp_path / "mask.safetensors", tmp_path / "curve.csv", [], Optimizer.move
+    monkeypatch.setattr(Optimizer, "move", lambda self, *given: steps.append(1) or real(self, *given))
     command = learning(folder, out, "--json", "--curve", str(curve))
 
     def full(*given, **more):

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 
 import pytest
 
@@ -17,8 +18,7 @@ from uniforget.checkpoint.fileplan import Use
 from uniforget.checkpoint.sanitize import sanitize
 from uniforget.checkpoint.verify import verify
 from uniforget.cli.app import main
-from uniforget.learn import state
-from uniforget.learn.training import Training
+from uniforget.learn import Session, resume
 from uniforget.mask import files
 
 __all__ = ["folder"]
@@ -124,7 +124,7 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path, overwrite, folder):
 
 def test_learning_goes_on_wherever_it_was_killed(folder, tmp_path, monkeypatch):
     """Saved after every update: each run goes on, none learns an update twice, and the end is the mask of a run that was never killed."""
-    monkeypatch.setattr(Training, "every", property(lambda self: 1, lambda self, value: None), raising=False)
+    monkeypatch.setattr("uniforget.cli.learn.Session", partial(Session, every=1))
     whole, place = tmp_path / "whole.safetensors", tmp_path / "place"
     place.mkdir()
     assert here(*learning(folder, whole)).returncode == 0
@@ -137,7 +137,7 @@ def test_learning_goes_on_wherever_it_was_killed(folder, tmp_path, monkeypatch):
         if (place / "mask.safetensors").exists():
             break
         if found:
-            kept.append(state.read(found[0], sum(g.numel() for g in files.load(whole).gates.values())).step)
+            kept.append(resume.State.load(found[0], sum(g.numel() for g in files.load(whole).gates.values())).step)
         at += 9
     assert runs > 2 and kept == sorted(kept) and kept[-1] > 0
     if not (place / "mask.safetensors").exists() or here(*command).returncode:

@@ -11,7 +11,7 @@ from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.checkpoint import lora as lorafile
 from uniforget_pack.uniforget.errors import ModelFileError
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
-from uniforget_pack.uniforget.learn.training import Training
+from uniforget_pack.uniforget.learn.optimize import Optimizer
 
 import nodes
 from tests.comfyui.inside.test_learn import PROMPTS
@@ -101,8 +101,8 @@ def test_a_cancelled_run_goes_on(demo, monkeypatch):
 
 def test_a_lora_that_could_not_be_saved_is_not_lost(demo, monkeypatch):
     """The disk is full just then: queued again it is saved, without training again."""
-    mask, seen, real = demo.mask(), [], Training.step
-    monkeypatch.setattr(Training, "step", lambda self, *given: seen.append(1) or real(self, *given))
+    mask, seen, real = demo.mask(), [], Optimizer.move
+    monkeypatch.setattr(Optimizer, "move", lambda self, *given: seen.append(1) or real(self, *given))
     with monkeypatch.context() as patch:
         patch.setattr(lorafile, "save", full_disk)
         with pytest.raises(ModelFileError, match="full"):
