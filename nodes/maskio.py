@@ -108,12 +108,17 @@ def _folder():
 def _parts(name, setting, allowed, inside=None):
     """Folders and file of a relative name; either slash separates them, on every system."""
     parts = re.split(r"[/\\]", name)
-    if not all(map(allowed, parts)):
+    if not all(_fits(part) and allowed(part) for part in parts):
         raise SettingError(
             f"Setting {setting!r}: expected a plain name inside {inside or _folder()}, such as 'portraits' or 'client/portraits'; "
             f"found {name!r}. Change the name."
         )
     return parts
+
+
+def _fits(part):
+    """Whether file systems can have such a name: at most 255 bytes, and no half of a character."""
+    return len(part.encode("utf-8", "replace")) <= 255 and part.encode("utf-8", "replace").decode() == part
 
 
 def _stays_inside(part):

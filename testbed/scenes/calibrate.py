@@ -79,8 +79,8 @@ def train(pictures, seed=0, pool=9000, epochs=7, batch=64):
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     words, pixels = free_pictures(pictures, random.Random(f"judge {seed}"), pool)
-    targets = [labels(w) for w in words]
-    targets = {name: torch.stack([t[name] for t in targets]) for name in targets[0]}
+    each = [labels(w) for w in words]
+    targets = {name: torch.stack([t[name] for t in each]) for name in each[0]}
     network = j.Classifier().train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.02)
     steps = epochs * (pool // batch)

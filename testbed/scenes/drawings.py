@@ -213,7 +213,8 @@ class Drawings:
         for _ in range(2):
             _, ground, _ = _fit(x, inside)
             inside = (x - ground).abs().amax(1) < INLIER
-        found, layers = [[] for _ in x], [[] for _ in x]
+        found: list[list] = [[] for _ in x]
+        layers: list[list] = [[] for _ in x]
         painted = ground.clone()
         everything = list(range(len(self.keys)))
         left = [None if names is None else list(names) for names in named]
@@ -221,7 +222,7 @@ class Drawings:
             # (picture, which of its names or None, drawings to try)
             tries = [(i, None, everything) for i, names in enumerate(left) if names is None]
             tries += [(i, name, self._candidates(*name)) for i, names in enumerate(left) for name in names or ()]
-            best = {}
+            best: dict = {}
             for size in {len(t[2]) for t in tries}:
                 group = [t for t in tries if len(t[2]) == size]
                 which = [t[0] for t in group]

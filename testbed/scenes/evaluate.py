@@ -36,7 +36,7 @@ def captions_of(items, seeds):
 def free_captions(heldout, count=FREE, seed=1):
     """Distinct free captions that only name concepts held out of learning, or none of these; places are in two of five."""
     rng = random.Random(f"free {heldout} {seed}")
-    found = {}
+    found: dict = {}
     while len(found) < count:
         words = c.free_words(rng, heldout)
         placed = words.subjects and len(words.subjects) < 3 and rng.random() < 0.4

@@ -26,6 +26,7 @@ The first that holds is the verdict. Thresholds are each caption's own, measured
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -94,7 +95,7 @@ class Verdict:
     def likeness(self, pictures, captions):
         """A :class:`Likeness` per sample; pictures uint8 (n, 96, 96, 3). Templates have none: None."""
         items = self._items(captions)
-        out = [None] * len(items)
+        out: list[Likeness | None] = [None] * len(items)
         which = [i for i, item in enumerate(items) if item.group in WHOLE]
         for at in range(0, len(which), 64):
             rows = which[at : at + 64]
@@ -223,7 +224,7 @@ def interval(hits, total):
 def shares(labels, captions, keep=lambda item: True):
     """The six shares among samples whose item `keep` accepts: ``{label: {"share", "low", "high"}, "samples": n}``."""
     chosen = [label for label, caption in zip(labels, captions, strict=True) if keep(item_of(caption))]
-    out = {"samples": len(chosen)}
+    out: dict[str, Any] = {"samples": len(chosen)}
     for label in LABELS:
         hits = chosen.count(label)
         low, high = interval(hits, len(chosen))

@@ -59,7 +59,16 @@ def read(path: Path, make: Callable[[dict[str, torch.Tensor], Any], T]) -> T:
         if found.get("format") != FORMAT:
             raise ValueError(f"format {found.get('format')!r}")
         return make(tensors, json.loads(found["note"]))
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise LearnError(f"{path}: learning cannot be resumed from this file ({error}). Delete it to start over.") from error
 
 

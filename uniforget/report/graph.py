@@ -40,15 +40,16 @@ def in_order(prompt: Mapping[str, Any], node_id: str) -> list[str]:
     """Ids of the nodes that `node_id` depends on, itself left out, in the order of their work: what others need comes before them."""
     found: list[str] = []
     seen = {node_id}
-    # Not by recursion: chains can be longer than Python's stack.
-    path = [node_id]
+    # Not by recursion: chains can be longer than Python's stack. Each node's inputs are gone through once, however many there are.
+    path = [(node_id, iter(_sources(prompt, node_id)))]
     while path:
-        node = path[-1]
-        if (other := next((one for _, one in _sources(prompt, node) if one not in seen), None)) is not None:
+        node, sources = path[-1]
+        if (other := next((one for _, one in sources if one not in seen), None)) is not None:
             seen.add(other)
-            path.append(other)
+            path.append((other, iter(_sources(prompt, other))))
         else:
-            found.append(path.pop())
+            path.pop()
+            found.append(node)
     return found[:-1]
 
 

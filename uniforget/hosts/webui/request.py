@@ -98,6 +98,6 @@ def from_infotext(name: str, params: Mapping[str, Any]) -> Any:
         value = param.check(text)
         if odd(value):
             return None
-    except (SettingError, TypeError, ValueError):
+    except (SettingError, TypeError, ValueError, OverflowError):
         return None
     return "" if (name, value) == ("blocks", _ALL) else value
