@@ -18,8 +18,8 @@ from uniforget.learn import learn
 from uniforget.learn.subspace import moments as collect
 from uniforget.learn.subspace import subspace_of
 from uniforget.learn.sums import Sums
-from uniforget.mask.info import MaskInfo, MaskSet
-from uniforget.mask.subspace import Subspace
+from uniforget.mask.info import GateMask, MaskInfo
+from uniforget.mask.subspace import SubspaceMask
 from uniforget.model.sites import Place, Site
 
 
@@ -47,7 +47,7 @@ def moments(bed: Any, seed: int) -> Sums:
     return bed.once(f"moments {seed}", make)
 
 
-def eigen_gates(bed: Any, preset: str, seed: int = 0) -> tuple[Any, MaskSet]:
+def eigen_gates(bed: Any, preset: str, seed: int = 0) -> tuple[Any, GateMask]:
     """Gates of the paper's objective, on the directions of the neutral second moments instead of on neurons."""
     network = copy.deepcopy(bed.network)
     model = bed.model(network)
@@ -116,7 +116,7 @@ def shrinkage(bed: Any, threshold: float) -> tuple[Any, None]:
     return _each(bed, change), None
 
 
-def wider(bed: Any, threshold: float, more: int = 400, seed: int = 0) -> tuple[Any, Subspace]:
+def wider(bed: Any, threshold: float, more: int = 400, seed: int = 0) -> tuple[Any, SubspaceMask]:
     """The subspace of more prompts: as many again that string words of the neutral prompts together at random."""
     rng = np.random.default_rng(seed)
     words = sorted({word for prompt in bed.prompts for word in prompt.split()})

@@ -22,7 +22,7 @@ from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 
 from uniforget.hosts.diffusers.apply import find_modules
 from uniforget.hosts.diffusers.compact import compact_
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 from .common import machine, write_json
 
@@ -55,7 +55,7 @@ def flux() -> tuple[Any, Callable[[Any], None]]:
 SHAPES = {"SDXL": sdxl, "FLUX.1": flux}
 
 
-def mask(model: Any, ffn_off: float, attn_off: float) -> MaskSet:
+def mask(model: Any, ffn_off: float, attn_off: float) -> GateMask:
     """Random gates with these shares off in every site."""
     family, sites, _ = find_modules(model)
     generator, gates = torch.Generator().manual_seed(0), {}
@@ -63,7 +63,7 @@ def mask(model: Any, ffn_off: float, attn_off: float) -> MaskSet:
         share = {"ffn": ffn_off, "attn": attn_off}.get(site.kind, 0.0)
         gates[site.name] = torch.ones(site.units)
         gates[site.name][torch.randperm(site.units, generator=generator)[: round(share * site.units)]] = 0
-    return MaskSet(gates, {s.name: s.kind for s in sites}, MaskInfo(family=family.name, base=""))
+    return GateMask(gates, {s.name: s.kind for s in sites}, MaskInfo(family=family.name, base=""))
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -17,8 +17,8 @@ from uniforget.learn.model import Model, euler
 from uniforget.learn.subspace import moments as collect
 from uniforget.learn.sums import Sums
 from uniforget.mask.gates import gated
-from uniforget.mask.info import MaskInfo, MaskSet
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget.mask.info import GateMask, MaskInfo
+from uniforget.mask.subspace import Basis, SubspaceMask
 
 
 def info_of(model, method: str, seed: int) -> MaskInfo:
@@ -26,12 +26,12 @@ def info_of(model, method: str, seed: int) -> MaskInfo:
     return MaskInfo(family=model.family.name, base="", method=method, seed=seed)
 
 
-def shares(mask: MaskSet, scale: float = 1.0) -> dict[str, float]:
+def shares(mask: GateMask, scale: float = 1.0) -> dict[str, float]:
     """Shares that `mask` switches off, per kind, times `scale`."""
     return {kind: share * scale for kind, share in mask.sparsity().items() if kind != "all"}
 
 
-def ranked(model, found: Mapping[str, torch.Tensor], wanted: Mapping[str, float], method: str, seed: int = 0) -> MaskSet:
+def ranked(model, found: Mapping[str, torch.Tensor], wanted: Mapping[str, float], method: str, seed: int = 0) -> GateMask:
     """The hard mask that switches off the lowest scores of each kind."""
     kinds = {s.name: s.kind for s in model.sites}
     return scores.rank(found, kinds, wanted, info_of(model, method, seed))
@@ -120,7 +120,7 @@ def _inverse(moments: Sums, name: str, damping: float) -> torch.Tensor:
 
 
 @torch.no_grad()
-def compensated(network, model, mask: MaskSet, moments: Sums, damping: float = 0.01):
+def compensated(network, model, mask: GateMask, moments: Sums, damping: float = 0.01):
     """A copy of the network in which the kept columns of every down projection make up for those that `mask` removes."""
     out = copy.deepcopy(network)
     for site in model.sites:
@@ -136,14 +136,14 @@ def compensated(network, model, mask: MaskSet, moments: Sums, damping: float = 0
     return out
 
 
-def random_subspace(model, like: Subspace, seed: int) -> Subspace:
+def random_subspace(model, like: SubspaceMask, seed: int) -> SubspaceMask:
     """Random directions of each input, as many kept as in `like`."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda name, basis: torch.linalg.qr(torch.randn(basis.width, basis.width, generator=generator))[0]  # noqa: E731
     return _at_rank(model, like, draw, "random subspace", seed)
 
 
-def svd_subspace(model, like: Subspace) -> Subspace:
+def svd_subspace(model, like: SubspaceMask) -> SubspaceMask:
     """The leading right singular directions of each weight, as many kept as in `like`; no data is looked at."""
     layers = {layer.name: layer for layer in model.layers}
 
@@ -155,7 +155,7 @@ def svd_subspace(model, like: Subspace) -> Subspace:
     return _at_rank(model, like, draw, "weight SVD", 0)
 
 
-def _at_rank(model, like: Subspace, draw, method: str, seed: int) -> Subspace:
+def _at_rank(model, like: SubspaceMask, draw, method: str, seed: int) -> SubspaceMask:
     bases = {}
     for name, basis in like.bases.items():
         kept = basis.kept(like.threshold)
@@ -163,4 +163,4 @@ def _at_rank(model, like: Subspace, draw, method: str, seed: int) -> Subspace:
         energies = torch.zeros(basis.width)
         energies[:kept] = 1 / max(kept, 1)
         bases[name] = Basis(draw(name, basis).contiguous(), energies)
-    return Subspace(bases, dict(like.shared), dict(like.kinds), 1e-6, info_of(model, method, seed))
+    return SubspaceMask(bases, dict(like.shared), dict(like.kinds), 1e-6, info_of(model, method, seed))

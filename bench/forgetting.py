@@ -38,8 +38,8 @@ from uniforget.config import LEARN, PRESETS
 from uniforget.hosts.diffusers.apply import fold_, project_
 from uniforget.learn import Settings, learn
 from uniforget.mask import files
-from uniforget.mask.info import MaskInfo, MaskSet
-from uniforget.mask.subspace import Subspace
+from uniforget.mask.info import GateMask, MaskInfo
+from uniforget.mask.subspace import SubspaceMask
 
 from .common import machine, write_json
 from .finetune import finetuned
@@ -118,7 +118,7 @@ class Bed:
 
     def learned(
         self, name: str, seed: int, kinds: tuple[str, ...] = KINDS, stream: str = "", base: Any = None, **changes: Any
-    ) -> MaskSet | Subspace:
+    ) -> GateMask | SubspaceMask:
         """A mask or subspace learned as the product learns it, kept on the disk under `name`."""
         path = self.work / f"{self.name}-{self.size.steps}-{name.replace(' ', '_')}-{seed}.safetensors"
         if path.exists():
@@ -144,7 +144,7 @@ class Bed:
     def edited(self, edit: Any, strength: float = 1.0, base: Any = None) -> Any:
         """A copy of the network with a mask or subspace folded in."""
         out = copy.deepcopy(base or self.network)
-        (project_ if isinstance(edit, Subspace) else fold_)(out, edit, strength)
+        (project_ if isinstance(edit, SubspaceMask) else fold_)(out, edit, strength)
         return out
 
     def pictures(self, network: Any, seeds: int) -> dict[str, np.ndarray]:

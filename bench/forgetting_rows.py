@@ -8,8 +8,8 @@ from testbed import concepts
 from uniforget.config import METHODS, RECOVER
 from uniforget.hosts.diffusers.apply import lora_
 from uniforget.learn.recover import recover
-from uniforget.mask.info import MaskSet
-from uniforget.mask.subspace import Subspace
+from uniforget.mask.info import GateMask
+from uniforget.mask.subspace import SubspaceMask
 
 from . import beyond, controls
 from .forgetting import STRENGTHS, TOGETHER, Bed, Row, drawing
@@ -43,12 +43,12 @@ def gates(preset: str, seed: int = 0, strength: float = 1.0, objective: str = "s
     return Row("gates", build, objective, preset, strength, seed, attack=attack, samples=samples(strength, attack))
 
 
-def mask_of(bed: Bed, preset: str, seed: int = 0, objective: str = "stepwise") -> MaskSet:
+def mask_of(bed: Bed, preset: str, seed: int = 0, objective: str = "stepwise") -> GateMask:
     """The learned gates of a preset."""
     return bed.learned(f"gates {preset} {objective}", seed, preset=preset, objective=objective)
 
 
-def space_of(bed: Bed, threshold: float, seed: int = 0) -> Subspace:
+def space_of(bed: Bed, threshold: float, seed: int = 0) -> SubspaceMask:
     """The learned subspace at a threshold."""
     return bed.learned("subspace", seed, preset="strong", objective="subspace").at(threshold)
 
@@ -64,7 +64,7 @@ def subspace(preset: str, seed: int = 0, strength: float = 1.0, threshold: float
     return Row("subspace", build, "subspace", preset, strength, seed, note=note, attack=attack, samples=samples(strength, attack))
 
 
-def both_space(bed: Bed, preset: str, threshold: float, seed: int = 0) -> Subspace:
+def both_space(bed: Bed, preset: str, threshold: float, seed: int = 0) -> SubspaceMask:
     """The subspace that is learned on the model with the gates of a preset."""
     base = bed.edited(mask_of(bed, preset, seed))
     return bed.learned(f"subspace on gates {preset}", seed, preset="weak", objective="subspace", base=base).at(threshold)

@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 # Written at the end of a run of everything.
 SECONDS = Path(".cache", "test_seconds.json")
-_MASK_KINDS = re.compile(r"\b(MaskSet|GateMask|Subspace|SubspaceMask)\b")
+_MASK_KINDS = re.compile(r"\b(GateMask|SubspaceMask)\b")
 _ASK = re.compile(r"isinstance\((?:[^()]|\([^()]*\))*\)")
 
 

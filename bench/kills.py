@@ -31,7 +31,7 @@ from tests.unit.tiny_pipelines import pipeline, single_file
 from uniforget import load
 from uniforget.hosts.diffusers.apply import find_modules
 from uniforget.mask import files
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
@@ -116,7 +116,7 @@ class Scene:
         generator = torch.Generator().manual_seed(0)
         gates = {site.name: (torch.rand(site.units, generator=generator) > 0.4).float() for site in sites}
         files.save(
-            MaskSet(gates, {site.name: site.kind for site in sites}, MaskInfo(family.name, "")), self.given / "mask.safetensors"
+            GateMask(gates, {site.name: site.kind for site in sites}, MaskInfo(family.name, "")), self.given / "mask.safetensors"
         )
         (self.given / "prompts.txt").write_text("a cat on a chair\na red house\na bowl of fruit\nan empty street\n")
         self.before = tree(self.given)

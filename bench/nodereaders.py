@@ -38,11 +38,11 @@ def group(folder: Path, outside: Path) -> tuple[list[Reader], type[Exception]]:
     from uniforget_pack.uniforget.errors import UniForgetError
     from uniforget_pack.uniforget.mask import file as maskfile
     from uniforget_pack.uniforget.mask import text as masktext
-    from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+    from uniforget_pack.uniforget.mask.info import GateMask, MaskInfo
 
     info = MaskInfo("sd3", "", "<img src=x onerror=alert(1)>", extra={"note": "a note"})
     gates = {f"joint_blocks.{i}.x_block.mlp.fc2": (torch.arange(64) % 3 > 0).float() for i in range(3)}
-    one = MaskSet(gates, dict.fromkeys(gates, "ffn"), info)
+    one = GateMask(gates, dict.fromkeys(gates, "ffn"), info)
     masks = folder / "models" / "uniforget"
     masks.mkdir(parents=True, exist_ok=True)
     maskfile.save(one, masks / "m.safetensors")

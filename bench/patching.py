@@ -17,7 +17,7 @@ import comfyui_version
 import torch
 from comfy.ldm.flux.model import FluxParams
 from uniforget_pack.uniforget.hosts.comfy import apply as host
-from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.mask.info import GateMask, MaskInfo
 from uniforget_pack.uniforget.model import sites
 from uniforget_pack.uniforget.model.fingerprint import same_base
 
@@ -59,7 +59,7 @@ def flux(config: dict[str, Any]) -> comfy.model_patcher.ModelPatcher:
     return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
-def random_mask(patcher) -> MaskSet:
+def random_mask(patcher) -> GateMask:
     """A hard mask for all sites of KINDS, as if learned on this very model."""
     family, sites = host.sites_of(patcher)
     base = host.base_fingerprint(patcher)
@@ -67,7 +67,7 @@ def random_mask(patcher) -> MaskSet:
     sites = [s for s in sites if s.kind in KINDS]
     gates = {s.name: (torch.rand(s.units, generator=generator) >= OFF).float() for s in sites}
     info = MaskInfo(family=family.name, base=base, method="random")
-    return MaskSet(gates, {s.name: s.kind for s in sites}, info)
+    return GateMask(gates, {s.name: s.kind for s in sites}, info)
 
 
 def random_lora(patcher, keys: list[str]) -> dict[str, torch.Tensor]:
@@ -88,7 +88,7 @@ def random_lora(patcher, keys: list[str]) -> dict[str, torch.Tensor]:
     return lora
 
 
-def attach_mask(patcher, mask: MaskSet, known: bool = False):
+def attach_mask(patcher, mask: GateMask, known: bool = False):
     """What the Apply node does to a model; unless `known`, to one that was never masked before."""
     if not known:
         sites._find.cache_clear()

@@ -38,8 +38,8 @@ from uniforget.mask import combine, files
 from uniforget.mask import file as maskfile
 from uniforget.mask import map as maskmap
 from uniforget.mask import text as masktext
-from uniforget.mask.info import MaskInfo, MaskSet
-from uniforget.mask.subspace import Subspace
+from uniforget.mask.info import GateMask, MaskInfo
+from uniforget.mask.subspace import SubspaceMask
 from uniforget.prompts import parse_prompts, read_prompts
 from uniforget.report import graph, report, sweep
 
@@ -68,14 +68,14 @@ def from_file(read: Callable[[Path], Any], name: str = "x.safetensors") -> Calla
 # --- what is done with a valid one
 
 
-def use(learned: MaskSet | Subspace, folder: Path) -> None:
+def use(learned: GateMask | SubspaceMask, folder: Path) -> None:
     """Everything that shows a mask or subspace or makes something of it."""
     learned.summary(), learned.digest()
     report.mask_rows(learned)
     maskmap.map_data(learned)
     files.save(learned, folder / "again.safetensors")
     learned.select()
-    if isinstance(learned, MaskSet):
+    if isinstance(learned, GateMask):
         combine.report(combine.combine(learned, learned, "union"), {"a": learned})
         masktext.to_text(learned)
 
@@ -260,7 +260,7 @@ def _select(text: str) -> None:
 
 
 @functools.cache
-def _hard() -> MaskSet:
+def _hard() -> GateMask:
     return random_mask(TinyModel(("ffn", "norm", "attn")))
 
 
@@ -304,7 +304,7 @@ def group(folder: Path, outside: Path) -> tuple[list[Reader], type[Exception]]:
     models = ModelFolder(valid / "model", outside)
     family, sites, _ = find_modules(pipeline("sd1").unet)
     files.save(
-        MaskSet({s.name: torch.ones(s.units) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(family.name, "")),
+        GateMask({s.name: torch.ones(s.units) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(family.name, "")),
         unet_mask,
     )
     jsonl = "\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS)

@@ -28,7 +28,7 @@ from uniforget.checkpoint.safefile import Entry, Header
 from uniforget.checkpoint.sanitize import sanitize
 from uniforget.cli.files import uses_of
 from uniforget.mask import files
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 from uniforget.model.sites import find_sites
 
 from .common import machine, resident, write_json
@@ -68,12 +68,12 @@ def checkpoint(path: Path, size: int, unet: dict[str, tuple[int, ...]]) -> None:
             at -= file.write(memoryview(numbers)[: min(at, len(numbers))])
 
 
-def mask(unet: dict[str, tuple[int, ...]]) -> MaskSet:
+def mask(unet: dict[str, tuple[int, ...]]) -> GateMask:
     """Random gates for neurons and norm channels, 45 % off."""
     family, sites = find_sites(unet, ("ffn", "norm"))
     generator = torch.Generator().manual_seed(1)
     gates = {s.name: (torch.rand(s.units, generator=generator) > 0.45).float() for s in sites}
-    return MaskSet(gates, {s.name: s.kind for s in sites}, MaskInfo(family=family.name, base=""))
+    return GateMask(gates, {s.name: s.kind for s in sites}, MaskInfo(family=family.name, base=""))
 
 
 def _copy(source: Path, target: Path) -> None:

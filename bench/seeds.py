@@ -14,21 +14,21 @@ from tests.unit.tiny_pipelines import pipeline, single_file
 from uniforget.checkpoint import compactfile, safefile
 from uniforget.learn.model import Progress
 from uniforget.learn.resume import State
-from uniforget.mask.info import MaskInfo, MaskSet
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget.mask.info import GateMask, MaskInfo
+from uniforget.mask.subspace import Basis, SubspaceMask
 from uniforget.model.layers import find_layers
 from uniforget.model.sites import find_sites
 
 PREFIX = "model.diffusion_model."
 
 
-def masks() -> list[MaskSet]:
+def masks() -> list[GateMask]:
     """A hard and a soft one that fit :func:`checkpoint`, and one that says hostile things about itself."""
     model = TinyModel(("ffn", "norm", "attn"))
     hard = random_mask(model)
     odd = "<img src=x onerror=alert(1)> [[a|javascript:alert(1)]]"
     info = MaskInfo("sd3", "", odd, odd, 1.0, odd, ("ffn",), "0", 2**63, 3, 1e299, "0", {"combined_a": odd, "note": "a" * 900})
-    return [hard, random_mask(model, 1, hard=False), MaskSet(hard.gates, hard.kinds, info)]
+    return [hard, random_mask(model, 1, hard=False), GateMask(hard.gates, hard.kinds, info)]
 
 
 def checkpoint(path: Path) -> None:
@@ -40,7 +40,7 @@ def checkpoint(path: Path) -> None:
     save_file(tensors, path, {"made": "for attacks"})
 
 
-def subspace() -> Subspace:
+def subspace() -> SubspaceMask:
     """Random directions of every layer, half of them kept."""
     family, layers = find_layers({n: tuple(t.shape) for n, t in tiny_transformer().state_dict().items()})
     generator = torch.Generator().manual_seed(2)
@@ -49,7 +49,7 @@ def subspace() -> Subspace:
         vectors = torch.linalg.qr(torch.randn(layer.width, layer.width, generator=generator))[0][:, :4]
         bases[layer.name] = Basis(vectors.contiguous(), torch.rand(layer.width, generator=generator).sort(descending=True).values)
     info = MaskInfo(family.name, "", method="subspace")
-    return Subspace(bases, {name: name for name in bases}, {x.name: x.kind for x in layers}, 1e-3, info)
+    return SubspaceMask(bases, {name: name for name in bases}, {x.name: x.kind for x in layers}, 1e-3, info)
 
 
 def compact_file(folder: Path) -> bytes:
@@ -60,7 +60,7 @@ def compact_file(folder: Path) -> bytes:
     inner = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in unet.items()}
     family, sites = find_sites(inner)
     gates = {site.name: (torch.rand(site.units, generator=torch.Generator().manual_seed(0)) > 0.4).float() for site in sites}
-    mask = MaskSet(gates, {site.name: site.kind for site in sites}, MaskInfo(family.name, ""))
+    mask = GateMask(gates, {site.name: site.kind for site in sites}, MaskInfo(family.name, ""))
     made = folder / "compact.safetensors"
     compactfile.save(original, made, mask, 8)
     # Only what the note speaks of, so that damage hits it.

@@ -32,7 +32,7 @@ from uniforget.learn import learn
 from uniforget.learn.recover import Lora, recover
 from uniforget.mask import files
 from uniforget.mask.combine import combine
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 from .common import machine, write_json
 from .forgetting import SECOND, Bed, drawing
@@ -73,7 +73,7 @@ def ablation(bed: Bed) -> Lora:
     others = [p for p in bed.prompts if TARGET not in p.split()]
     wanted = pairs(bed)
     model = Swapped(bed, wanted + [(p, p) for p in others[:: max(1, len(others) // (2 * len(wanted)))]])
-    ones = MaskSet(
+    ones = GateMask(
         {s.name: torch.ones(s.units) for s in model.sites},
         {s.name: s.kind for s in model.sites},
         MaskInfo(family=model.family.name, base=""),
@@ -124,7 +124,7 @@ def concept_figures(bed: Bed, network: Any) -> dict[str, float]:
 def orthogonal(bed: Bed) -> dict[str, Callable[[], dict[str, float]]]:
     """Rows by name, measured when they are called."""
 
-    def gates() -> MaskSet:
+    def gates() -> GateMask:
         return bed.learned(f"gates {PRESET} stepwise", 0, preset=PRESET, objective="stepwise")  # type: ignore[return-value]
 
     def row(with_gates: bool, edit: Callable[[Any], None]) -> Callable[[], dict[str, float]]:
@@ -150,7 +150,7 @@ def orthogonal(bed: Bed) -> dict[str, Callable[[], dict[str, float]]]:
 
 def continual(bed: Bed, done: Callable[[str, dict[str, Any]], None], have: set[str]) -> None:
     """Five requests, each of which goes on from the one before."""
-    whole: MaskSet | None = None
+    whole: GateMask | None = None
     for request in range(REQUESTS):
         prompts = bed.prompts[request::REQUESTS]
         path = bed.work / f"continual-{request}.safetensors"
@@ -163,7 +163,7 @@ def continual(bed: Bed, done: Callable[[str, dict[str, Any]], None], have: set[s
                 mask = learn(bed.model(prompts=prompts), bed.settings(request, beta=PRESETS[PRESET], steps=UPDATES), info).mask
             path.parent.mkdir(parents=True, exist_ok=True)
             files.save(mask, path)
-        assert isinstance(mask, MaskSet)
+        assert isinstance(mask, GateMask)
         whole = mask if whole is None else combine(whole, mask, "union")
         for recovered in (False, True):
             name = f"request {request + 1}{', recovered' if recovered else ''}"

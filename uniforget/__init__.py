@@ -18,15 +18,15 @@ if _typing.TYPE_CHECKING:
     from .learn import learn
     from .mask.edit import Mask, apply
     from .mask.files import load, save
-    from .mask.info import MaskInfo, MaskSet
-    from .mask.subspace import Subspace
+    from .mask.info import GateMask, MaskInfo
+    from .mask.subspace import SubspaceMask
 
 __version__ = "0.1.0"
 __all__ = [
+    "GateMask",
     "Mask",
     "MaskInfo",
-    "MaskSet",
-    "Subspace",
+    "SubspaceMask",
     "UniForgetError",
     "__version__",
     "apply",
@@ -37,7 +37,7 @@ __all__ = [
 ]
 _HOME = {
     **{"Mask": ".mask.edit", "apply": ".mask.edit", "load": ".mask.files", "save": ".mask.files"},
-    **{"MaskInfo": ".mask.info", "MaskSet": ".mask.info", "Subspace": ".mask.subspace"},
+    **{"MaskInfo": ".mask.info", "GateMask": ".mask.info", "SubspaceMask": ".mask.subspace"},
 }
 
 

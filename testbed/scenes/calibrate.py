@@ -62,7 +62,7 @@ def spoiled(x, generator):
     """The same pictures, each ruined in one way: halves or blends of two, squares exchanged, smeared, or noise of some scale."""
     other, n = x.roll(1, 0), len(x)
     blend = 0.3 + 0.4 * torch.rand(n, 1, 1, 1, generator=generator)
-    size = c.GRID * 2
+    size = c.GRID
     squares = F.unfold(x, size, stride=size)
     order = torch.argsort(torch.rand(n, squares.shape[-1], generator=generator) + torch.arange(squares.shape[-1]) * 0.04, 1)
     shuffled = F.fold(squares.gather(2, order[:, None].expand_as(squares)), x.shape[-2:], size, stride=size)

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, replace
 
 CANVAS = 96
-GRID = 8  # pixels: what a latent pixel covers; things stand on this grid
+GRID = 16  # pixels: what a token of the denoisers covers; things stand on this grid
 
 SETS = ("soft", "flat")  # Noto Color Emoji, Twemoji
 SUBJECTS = {
@@ -48,7 +48,7 @@ COLOURS = {
     "maroon": (120, 44, 62),
 }
 PATTERNS = ("", "dots", "stripes", "checks")
-SIZES = (32, 40, 48)  # pixels
+SIZES = (32, 48)  # pixels
 PHOTOGRAPHS = {  # class -> (file, whether it may stand on its head, where crops may begin: shares (left, right, top, bottom))
     "brick": ("brick.png", True, (0, 1, 0, 1)),
     "coins": ("coins.png", False, (0, 1, 0, 1)),
@@ -58,7 +58,7 @@ PHOTOGRAPHS = {  # class -> (file, whether it may stand on its head, where crops
     "whiskers": ("chelsea.png", False, (0.05, 0.7, 0, 0.9)),
     "motorcycle": ("motorcycle_left.png", False, (0, 1, 0.2, 1)),
     "blossom": ("flower.jpg", True, (0.25, 0.6, 0.2, 0.7)),
-    "temple": ("china.jpg", False, (0.1, 0.9, 0, 0.8)),
+    "temple": ("china.jpg", False, (0.05, 0.5, 0, 1)),
 }
 TONES = {
     "": (1.0, 1.0, 1.0),
@@ -67,7 +67,8 @@ TONES = {
     "warm": (1.2, 1.0, 0.75),
     "cool": (0.78, 0.98, 1.25),
 }
-ZOOMS = {"": (0.55, 0.75), "close": (0.32, 0.48), "wide": (0.85, 1.0)}  # side of the crop as a share of the shorter edge
+ZOOMS = {"": 0.6, "close": 0.4}  # side of the crop as a share of the shorter edge
+CROPS = 5  # of a photograph and a zoom, in each direction
 
 # Concepts that masks are never learned from; the model itself knows all of them.
 HELDOUT_SUBJECTS = ("dog", "grapes", "cactus", "rocket", "gift")
@@ -141,8 +142,8 @@ def draw_ground(rng, colour, pattern):
     return Ground(
         colour,
         pattern,
-        rng.choice((16, 24)),
-        (GRID * rng.randrange(3), GRID * rng.randrange(3)),
+        GRID,
+        (GRID // 2 * rng.randrange(2), GRID // 2 * rng.randrange(2)),
         rng.choice((0.88, 1.12)) if colour not in ("navy", "maroon") else rng.choice((0.7, 1.35)),
         rng.uniform(0.9, 1.06),
         rng.choice((-0.12, 0.0, 0.12)),
@@ -155,7 +156,7 @@ def draw_things(rng, subjects):
     while True:
         things = []
         for subject in subjects:
-            size = rng.choice(SIZES[: 2 if len(subjects) == 3 else 3])
+            size = rng.choice(SIZES[: 1 if len(subjects) == 3 else 2])
             steps = (CANVAS - size) // GRID
             things.append(Thing(subject, GRID * rng.randint(0, steps), GRID * rng.randint(0, steps), size, rng.random() < 0.5))
         apart = all(
@@ -175,12 +176,11 @@ def draw_crop(rng, words):
     """A free photograph of what the words say."""
     file, any_way_up, (left, right, top, bottom) = PHOTOGRAPHS[words.photograph]
     factors = tuple(f * rng.uniform(0.93, 1.07) for f in TONES[words.tone])
-    side = rng.uniform(*ZOOMS[words.zoom])
     return Crop(
         file,
-        rng.uniform(left, right),
-        rng.uniform(top, bottom),
-        side,
+        left + (right - left) * rng.randrange(CROPS) / (CROPS - 1),
+        top + (bottom - top) * rng.randrange(CROPS) / (CROPS - 1),
+        ZOOMS[words.zoom],
         factors,
         rng.random() < 0.5,
         any_way_up and rng.random() < 0.5,
@@ -196,8 +196,8 @@ def _place(thing):
     middle = CANVAS / 2
     down, across = thing.y + thing.size / 2 - middle, thing.x + thing.size / 2 - middle
     return [
-        *(["top"] if down < -GRID else ["bottom"] if down > GRID else []),
-        *(["left"] if across < -GRID else ["right"] if across > GRID else []),
+        *(["top"] if down < -GRID // 2 else ["bottom"] if down > GRID // 2 else []),
+        *(["left"] if across < -GRID // 2 else ["right"] if across > GRID // 2 else []),
     ] or ["middle"]
 
 
@@ -254,9 +254,7 @@ def _photographs(rng, taken):
     out = []
     for photograph in PHOTOGRAPHS:
         while True:
-            words = Words(
-                photograph=photograph, tone=rng.choice([t for t in TONES if t]), zoom=rng.choice([z for z in ZOOMS if z])
-            )
+            words = Words(photograph=photograph, tone=rng.choice([t for t in TONES if t]), zoom=rng.choice(list(ZOOMS)))
             if words not in taken:
                 taken.add(words)
                 break

@@ -21,7 +21,7 @@ from . import concepts as c
 
 EMOJI_PACKAGES = {"soft": ("emoji-datasource-google@16.0.0", "google"), "flat": ("emoji-datasource-twitter@16.0.0", "twitter")}
 SKLEARN = "scikit-learn==1.7.2"
-SHARES = {"scene": 0.13, "photograph": 0.045, "named": 0.03, "foreground": 0.02, "background": 0.02}
+SHARES = {"scene": 0.09, "photograph": 0.035, "named": 0.025, "foreground": 0.02, "background": 0.02}
 PLACED = 0.4  # of free scenes: their caption says where things are
 
 

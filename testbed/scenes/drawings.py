@@ -68,7 +68,7 @@ def patterns():
     """``(names, maps)``: every pattern that a background can have, the plain one first; maps of the second tone, (k, 96 * 96)."""
     found = {b"": ("", np.zeros(SIDE * SIDE, np.float32))}
     for name, period, x, y, upright in itertools.product(
-        c.PATTERNS[1:], (16, 24), range(0, 24, c.GRID), range(0, 24, c.GRID), (False, True)
+        c.PATTERNS[1:], (c.GRID,), (0, c.GRID // 2), (0, c.GRID // 2), (False, True)
     ):
         pixels = ground_pixels(c.Ground("grey", name, period, (x, y), 2.0, 0.5, 0.0, upright))[..., 0].astype(np.float32)
         found.setdefault(pixels.tobytes(), (name, ((pixels - 100) / 100).ravel().clip(0, 1)))

@@ -3,7 +3,7 @@
 import torch
 
 from uniforget.mask import text as masktext
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 MASK = "UNIFORGET_MASK"
 
@@ -21,7 +21,7 @@ def four_blocks():
         gates[f"joint_blocks.{i}.context_block.mlp.fc2"] = off(0)
     kinds = dict.fromkeys(gates, "ffn")
     gates["joint_blocks.1.x_block.adaLN_modulation.1"] = off(0.4, 600)
-    return MaskSet(gates, {**kinds, "joint_blocks.1.x_block.adaLN_modulation.1": "norm"}, MaskInfo("sd3", "", "Small SD3"))
+    return GateMask(gates, {**kinds, "joint_blocks.1.x_block.adaLN_modulation.1": "norm"}, MaskInfo("sd3", "", "Small SD3"))
 
 
 def flux():
@@ -39,7 +39,7 @@ def flux():
         put("ffn", f"single_blocks.{i}.linear2.mlp", 0.5 - 0.01 * i)
         put("norm", f"single_blocks.{i}.modulation.lin", 0.1)
         put("attn", f"single_blocks.{i}.linear2.attn", 0.002 * i)
-    return MaskSet(gates, kinds, MaskInfo("flux", "", "flux1-schnell"))
+    return GateMask(gates, kinds, MaskInfo("flux", "", "flux1-schnell"))
 
 
 def unet():
@@ -56,7 +56,7 @@ def unet():
             gates[name], kinds[name] = off(share), kind
         gates[f"{row}.1.transformer_blocks.0.attn2.to_out.0"] = off(0.3)
         kinds[f"{row}.1.transformer_blocks.0.attn2.to_out.0"] = "attn"
-    return MaskSet(gates, kinds, MaskInfo("sd1", "", "v1-5-pruned-emaonly", preset="medium"))
+    return GateMask(gates, kinds, MaskInfo("sd1", "", "v1-5-pruned-emaonly", preset="medium"))
 
 
 def node(ident, kind, values, inputs=(), outputs=(), pos=(0, 0), size=(400, 300), **extra):
@@ -90,7 +90,7 @@ MAP_OUTPUTS = (("mask", MASK, ()), ("blocks", "STRING", ()), ("picture", "IMAGE"
 
 def mapped(mask, blocks="", size=(560, 420), **extra):
     """Embedded Mask (1) into Mask Map (2)."""
-    text = masktext.to_text(mask) if isinstance(mask, MaskSet) else mask
+    text = masktext.to_text(mask) if isinstance(mask, GateMask) else mask
     nodes = [
         node(1, "UniForgetEmbeddedMask", [text], outputs=[("mask", MASK, [1])]),
         node(2, "UniForgetMaskMap", [blocks, "dark"], [("mask", MASK, 1)], MAP_OUTPUTS, (460, 0), size, **extra),

@@ -12,7 +12,7 @@ from uniforget.mask import file as maskfile
 from uniforget.mask import subspacefile
 from uniforget.mask import text as masktext
 from uniforget.mask.info import MaskInfo
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget.mask.subspace import Basis, SubspaceMask
 
 from . import masks
 
@@ -190,7 +190,9 @@ def test_it_is_saved_as_a_file_that_loads(editor, folder, way):
 def test_what_cannot_be_embedded_is_said(editor, folder):
     basis = Basis(torch.eye(4), torch.tensor([0.7, 0.2, 0.1, 0.0]))
     layer = "joint_blocks.0.x_block.mlp.fc1"
-    subspace = Subspace({layer: basis}, {layer: layer}, {layer: "ffn"}, 0.05, MaskInfo("sd3", "", method="subspace", version="1"))
+    subspace = SubspaceMask(
+        {layer: basis}, {layer: layer}, {layer: "ffn"}, 0.05, MaskInfo("sd3", "", method="subspace", version="1")
+    )
     subspacefile.save(subspace, folder / "subspace.safetensors")
     for name, words in (
         (f"{folder.name}/subspace.safetensors", "needs a mask of gates; found a subspace"),

@@ -12,8 +12,8 @@ from testbed import model as tb
 from uniforget.mask import file as maskfile
 from uniforget.mask import subspacefile
 from uniforget.mask import text as masktext
-from uniforget.mask.info import MaskInfo, MaskSet
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget.mask.info import GateMask, MaskInfo
+from uniforget.mask.subspace import Basis, SubspaceMask
 
 # No quotes and no slash: it must be the name of a file as well.
 SCRIPT = "<img src=x onerror=window.ufRan=1>"
@@ -39,7 +39,7 @@ def info(**more):
 
 def mask(every, **more):
     gates = {FC2: (torch.arange(768) % every != 0).float()}
-    return MaskSet(gates, {FC2: "ffn"}, info(**more))
+    return GateMask(gates, {FC2: "ffn"}, info(**more))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def names(client, server):
     folder.mkdir(parents=True)
     maskfile.save(mask(5), folder / f"{SCRIPT}.safetensors")
     basis = Basis(torch.eye(768), torch.linspace(1, 0, 768) / 384)
-    subspacefile.save(Subspace({FC2: basis}, {FC2: FC2}, {FC2: "ffn"}, 0.05, info()), folder / "subspace.safetensors")
+    subspacefile.save(SubspaceMask({FC2: basis}, {FC2: FC2}, {FC2: "ffn"}, 0.05, info()), folder / "subspace.safetensors")
     model = Path(client.get("/internal/folder_paths")["checkpoints"][0], f"{SCRIPT}.safetensors")
     model.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(tb.WEIGHTS, model)

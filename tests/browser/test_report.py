@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from uniforget.mask import file as maskfile
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 from .conftest import SHOTS
 
@@ -27,7 +27,7 @@ def mask_name(client):
     info = MaskInfo(
         "sd3", "", "<b>demo</b>", "stepwise", 5.0, "strong", ("ffn",), seed=3, steps=400, learn_seconds=131, version="0.1.0"
     )
-    maskfile.save(MaskSet(blocks, dict.fromkeys(blocks, "ffn"), info), folder / "some.safetensors")
+    maskfile.save(GateMask(blocks, dict.fromkeys(blocks, "ffn"), info), folder / "some.safetensors")
     yield f"{folder.name}/some.safetensors"
     shutil.rmtree(folder)
 

@@ -16,8 +16,8 @@ from launcher.errors import WorkflowError
 from uniforget.mask import file as maskfile
 from uniforget.mask import subspacefile
 from uniforget.mask import text as masktext
-from uniforget.mask.info import MaskInfo, MaskSet
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget.mask.info import GateMask, MaskInfo
+from uniforget.mask.subspace import Basis, SubspaceMask
 
 FC2 = "joint_blocks.1.x_block.mlp.fc2"
 
@@ -34,7 +34,7 @@ def masks(client):
 
 @pytest.fixture
 def mask():
-    return MaskSet({FC2: (torch.arange(768) % 5 != 0).float()}, {FC2: "ffn"}, MaskInfo("sd3", "", "Demo", preset="medium"))
+    return GateMask({FC2: (torch.arange(768) % 5 != 0).float()}, {FC2: "ffn"}, MaskInfo("sd3", "", "Demo", preset="medium"))
 
 
 def ask(client, path, body=None, headers=None, data=None):
@@ -99,7 +99,7 @@ def test_what_is_wrong_is_said_as_json(client, masks, mask):
         (get_text(client, "absent.safetensors"), 404, "There is no mask"),
         (get_text(client, ""), 404, "No mask is chosen"),
         (get_text(client, "a" * 5000), 400, "at most 1000 characters"),
-        (get_text(client, "a" * 900 + ".safetensors"), 400, "Choose another name"),
+        (get_text(client, "a" * 900 + ".safetensors"), 400, "Change the name"),
         (ask(client, "/uniforget/inspect_mask", {"text": ""}), 404, "this node is empty"),
         (ask(client, "/uniforget/inspect_mask", {"text": text[:-5]}), 400, "cut off"),
         (ask(client, "/uniforget/inspect_mask", {"text": "a cat"}), 400, "expected text that starts with"),
@@ -118,7 +118,7 @@ def test_what_is_wrong_is_said_as_json(client, masks, mask):
 
 def test_a_subspace_is_not_embedded(client, masks):
     basis = Basis(torch.eye(4), torch.tensor([0.7, 0.2, 0.1, 0.0]))
-    subspace = Subspace({FC2: basis}, {FC2: FC2}, {FC2: "ffn"}, 0.05, MaskInfo("sd3", "", method="subspace", version="0.1.0"))
+    subspace = SubspaceMask({FC2: basis}, {FC2: FC2}, {FC2: "ffn"}, 0.05, MaskInfo("sd3", "", method="subspace", version="0.1.0"))
     subspacefile.save(subspace, masks / "subspace.safetensors")
     status, found = get_text(client, f"{masks.name}/subspace.safetensors")
     assert status == 400 and "needs a mask of gates; found a subspace" in found["error"]

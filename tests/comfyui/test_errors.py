@@ -9,7 +9,7 @@ import torch
 
 from launcher.errors import WorkflowError
 from uniforget.mask import file as maskfile
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 FC2 = "joint_blocks.1.x_block.mlp.fc2"
 
@@ -27,7 +27,7 @@ def masks(client):
 def mask(gates=None, kind="ffn", family="sd3"):
     """A mask that fits the demo model, unless told otherwise."""
     gates = gates or {FC2: (torch.arange(768) % 5 != 0).float()}
-    return MaskSet(gates, dict.fromkeys(gates, kind), MaskInfo(family, ""))
+    return GateMask(gates, dict.fromkeys(gates, kind), MaskInfo(family, ""))
 
 
 @pytest.fixture
@@ -154,6 +154,6 @@ def test_a_place_that_cannot_be_written_to_is_named(client, masks, load_and_save
     )
     (masks / "taken.safetensors").mkdir()
     run = load_and_save(f"{masks.name}/good.safetensors", f"{masks.name}/taken")
-    refused(lambda: client.run(run), "UniForgetSaveMask (node 2) failed", "MaskWriteError", "taken.safetensors", "was not saved")
+    refused(lambda: client.run(run), "UniForgetSaveMask (node 2)", "taken.safetensors", "expected a file; found a folder")
     assert (masks / "file").read_bytes() == b"in the way" and not [*(masks / "taken.safetensors").iterdir()]
     assert not [path for path in masks.iterdir() if path.suffix == ".tmp"]

@@ -12,7 +12,7 @@ from launcher.demo import nodes_of, read_workflow
 from launcher.paths import ROOT
 from testbed.model import WEIGHTS
 from uniforget.mask import file as maskfile
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 FOLDER = ROOT / "example_workflows"
 EXAMPLES = sorted(path for path in FOLDER.glob("*.json") if path.stem != "forget_demo")  # which tests/browser runs
@@ -53,7 +53,7 @@ def files(client, server):
         folders[kind].mkdir(parents=True)
         names[field] = f"{own}/some.safetensors"
     maskfile.save(
-        MaskSet({FC2: (torch.arange(768) % 3 != 0).float()}, {FC2: "ffn"}, MaskInfo("sd3", "")),
+        GateMask({FC2: (torch.arange(768) % 3 != 0).float()}, {FC2: "ffn"}, MaskInfo("sd3", "")),
         folders["uniforget"] / "some.safetensors",
     )
     key = f"diffusion_model.{FC2}"

@@ -30,7 +30,7 @@ spec.loader.exec_module(sys.modules["extension"])
 from extension.hosts.webui import Request, Run, forge
 from extension.mask.edit import merge
 from extension.mask.gates import gated
-from extension.mask.info import MaskInfo, MaskSet
+from extension.mask.info import GateMask, MaskInfo
 from extension.model.sites import find_sites
 
 UNET = {
@@ -81,7 +81,7 @@ def half(patcher):
     family, sites = find_sites(forge.shapes_of(patcher))
     generator = torch.Generator().manual_seed(1)
     gates = {s.name: (torch.rand(s.units, generator=generator) > 0.5).float() for s in sites}
-    return MaskSet(gates, {s.name: s.kind for s in sites}, MaskInfo(family.name, ""))
+    return GateMask(gates, {s.name: s.kind for s in sites}, MaskInfo(family.name, ""))
 
 
 def run_unet(patcher):

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.forge.server import Refused
-from uniforget import MaskInfo, MaskSet, save
+from uniforget import GateMask, MaskInfo, save
 from uniforget.model.sites import find_sites
 
 PREFIX = "model.diffusion_model."
@@ -24,7 +24,7 @@ def mask(data):
     _, sites = find_sites(shapes)
     generator = torch.Generator().manual_seed(1)
     gates = {site.name: (torch.rand(site.units, generator=generator) > 0.5).float() for site in sites}
-    made = MaskSet(gates, {site.name: site.kind for site in sites}, MaskInfo("sd1", ""))
+    made = GateMask(gates, {site.name: site.kind for site in sites}, MaskInfo("sd1", ""))
     (data / "models" / "UniForget").mkdir()
     save(made, data / "models" / "UniForget" / MASK)
     return made
@@ -78,7 +78,7 @@ def test_comparison(server, plain, masked):
 
 
 def test_what_cannot_be_masked_fails(server, data, mask, plain):
-    odd = MaskSet({**mask.gates, "middle_block.9.ff": torch.zeros(4)}, {**mask.kinds, "middle_block.9.ff": "ffn"}, mask.info)
+    odd = GateMask({**mask.gates, "middle_block.9.ff": torch.zeros(4)}, {**mask.kinds, "middle_block.9.ff": "ffn"}, mask.info)
     save(odd, data / "models" / "UniForget" / "odd.safetensors")
     for values, error, words in [
         ((True, "none.safetensors"), "MaskFileMissingError", "There is no mask"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from uniforget.mask import file as maskfile
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 FFN, NORM, ATTN = (f"joint_blocks.0.x_block.{p}" for p in ("mlp.fc2", "adaLN_modulation.1", "attn.proj"))
 INFO = MaskInfo(
@@ -22,18 +22,18 @@ def hard_mask():
         NORM: torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.float32),
         ATTN: torch.tensor([0, 1, 1], dtype=torch.float32),
     }
-    return MaskSet(gates, {FFN: "ffn", NORM: "norm", ATTN: "attn"}, INFO)
+    return GateMask(gates, {FFN: "ffn", NORM: "norm", ATTN: "attn"}, INFO)
 
 
 def soft_mask():
     gates = {FFN: torch.tensor([0, 1, 51 / 255, 254 / 255]), NORM: torch.tensor([128 / 255, 1])}
-    return MaskSet(gates, {FFN: "ffn", NORM: "norm"}, INFO)
+    return GateMask(gates, {FFN: "ffn", NORM: "norm"}, INFO)
 
 
 def long_mask(ffn=3000, norm=2000, every=7):
     """Every 7th neuron and every 29th channel is off."""
     gates = {FFN: (torch.arange(ffn) % every != 0).float(), NORM: (torch.arange(norm) % 29 != 0).float()}
-    return MaskSet(gates, {FFN: "ffn", NORM: "norm"}, INFO)
+    return GateMask(gates, {FFN: "ffn", NORM: "norm"}, INFO)
 
 
 MASKS = {"hard": hard_mask, "soft": soft_mask, "long": long_mask}

@@ -10,8 +10,8 @@ from bench import house
 def test_a_small_house(tmp_path):
     for path, text in {
         "uniforget/__init__.py": "a\nb\n",
-        "uniforget/mask/gates.py": "if isinstance(x, MaskSet | Subspace) or isinstance(y.z(), (int, str)):\n    pass\n",
-        "nodes/apply.py": "isinstance(f(x), Subspace)\n",
+        "uniforget/mask/gates.py": "if isinstance(x, GateMask | SubspaceMask) or isinstance(y.z(), (int, str)):\n    pass\n",
+        "nodes/apply.py": "isinstance(f(x), SubspaceMask)\n",
         "tests/unit/test_a.py": "1\n2\n3\n",
         "docs/page.md": "four words are here\n",
         "README.md": "one\n",

@@ -7,7 +7,7 @@ import torch
 
 from uniforget.errors import FamilyError, SettingError
 from uniforget.mask.combine import blocks_in, chosen_kinds, combine
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 from uniforget.model.blocks import block_numbers, block_of, describe_blocks, select_blocks
 from uniforget.model.detect import family
 from uniforget.model.families import FAMILIES
@@ -16,7 +16,7 @@ from uniforget.model.families.schema import KINDS, Blocks
 
 def mask(kinds, family, extra=None, gates=(0.0, 1.0)):
     """Every site has the same gates."""
-    return MaskSet(
+    return GateMask(
         {name: torch.tensor(gates) for name in kinds}, kinds, MaskInfo(family, "base", method="test", extra=extra or {})
     )
 

@@ -9,7 +9,7 @@ from uniforget import __version__, config
 from uniforget.errors import MismatchError, SettingError
 from uniforget.mask import file as maskfile
 from uniforget.mask.combine import MODES, changes, chosen_kinds, combine, report
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 from uniforget.model.families.schema import KINDS
 from uniforget.model.fingerprint import fingerprint
 
@@ -19,7 +19,7 @@ KIND_OF = {FFN: "ffn", NORM: "norm", ATTN: "attn"}
 
 def mask(gates, kinds=KIND_OF, **info):
     kinds = {name: kinds[name] if isinstance(kinds, dict) else kinds for name in gates}
-    return MaskSet(
+    return GateMask(
         {name: torch.tensor(values) for name, values in gates.items()}, kinds, MaskInfo(**{"family": "sd3", "base": "", **info})
     )
 
@@ -115,7 +115,7 @@ def test_laws(hard):
 
 
 def test_blends_never_leave_the_range():
-    # 0.55 + 0.45 in float32 is not always 1: MaskSet would refuse more than 1
+    # 0.55 + 0.45 in float32 is not always 1: GateMask would refuse more than 1
     a = random_mask(1, hard=False)
     for i in range(101):
         made = combine(a, mask({name: [1.0] * 40 for name in (FFN, NORM, ATTN)}), "blend", i / 100)

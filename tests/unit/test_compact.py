@@ -17,7 +17,7 @@ from uniforget.hosts.diffusers.apply import find_modules, fold_
 from uniforget.hosts.diffusers.compact import compact_
 from uniforget.mask import files
 from uniforget.mask.edit import merge
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 from uniforget.model.detect import canonical, detect
 
 
@@ -35,7 +35,7 @@ def hard_mask(model, seed=0, extremes=True):
         gates[neurons[0]][:] = 0
         gates[neurons[1]][:] = 0
         gates[neurons[1]][3] = 1
-    return MaskSet(gates, {s.name: s.kind for s in sites}, MaskInfo(family=family.name, base=""))
+    return GateMask(gates, {s.name: s.kind for s in sites}, MaskInfo(family=family.name, base=""))
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
@@ -60,7 +60,7 @@ def test_the_output_is_the_masked_models(name, multiple):
 def test_soft_gates_are_folded_and_not_cut():
     model = zoo.small("sd1")
     mask = hard_mask(model, extremes=False)
-    soft = MaskSet({n: g.clamp(min=0.25) for n, g in mask.gates.items()}, mask.kinds, mask.info)
+    soft = GateMask({n: g.clamp(min=0.25) for n, g in mask.gates.items()}, mask.kinds, mask.info)
     masked, small = copy.deepcopy(model), copy.deepcopy(model)
     fold_(masked, soft)
     found = compact_(small, soft)

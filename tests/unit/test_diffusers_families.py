@@ -11,7 +11,7 @@ from tests.unit import diffusers_zoo as zoo
 from uniforget.errors import FamilyError, UniForgetError
 from uniforget.hosts.diffusers.apply import find_modules, fold_
 from uniforget.mask.gates import gated
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 from uniforget.model.families.schema import KINDS
 from uniforget.model.sites import find_sites
 
@@ -39,7 +39,7 @@ class Loaded:
         generator = torch.Generator().manual_seed(seed)
         gates = {s.name: torch.rand(s.units, generator=generator) for s in self.sites if s.kind in kinds}
         info = MaskInfo(family=self.family.name, base="", method="test")
-        return MaskSet(gates, {s.name: s.kind for s in self.sites if s.name in gates}, info)
+        return GateMask(gates, {s.name: s.kind for s in self.sites if s.name in gates}, info)
 
 
 @pytest.fixture(scope="module", params=zoo.SMALL)

@@ -9,7 +9,7 @@ from uniforget.errors import FamilyError, MismatchError
 from uniforget.hosts.diffusers.apply import fold_
 from uniforget.mask.edit import Chain, Project, Scale, hooked, merge, pack, unpack
 from uniforget.mask.gates import gated, scales
-from uniforget.mask.info import MaskSet
+from uniforget.mask.info import GateMask
 from uniforget.model.sites import Place, Site
 
 
@@ -184,7 +184,7 @@ def comfy_state():
 
 
 def state_mask(units=16, name="joint_blocks.0.x_block.mlp.fc2", **changes):
-    return MaskSet({name: torch.zeros(units)}, {name: "ffn"}, info(**changes))
+    return GateMask({name: torch.zeros(units)}, {name: "ffn"}, info(**changes))
 
 
 def test_fold_a_state_dict_leaves_the_rest_alone():
@@ -198,7 +198,7 @@ def test_fold_a_state_dict_leaves_the_rest_alone():
 
 def test_fully_pruned_layer_gives_its_bias_and_one_unit_is_fine():
     state = comfy_state()
-    mask = MaskSet({"joint_blocks.0.x_block.mlp.fc2": torch.eye(16)[3]}, {"joint_blocks.0.x_block.mlp.fc2": "ffn"}, info())
+    mask = GateMask({"joint_blocks.0.x_block.mlp.fc2": torch.eye(16)[3]}, {"joint_blocks.0.x_block.mlp.fc2": "ffn"}, info())
     folded = merge(state, mask)["joint_blocks.0.x_block.mlp.fc2.weight"]
     assert torch.equal(folded[:, 3], state["joint_blocks.0.x_block.mlp.fc2.weight"][:, 3])
     assert folded.abs().sum() == folded[:, 3].abs().sum()

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tests.unit.masks import FFN, INFO, MASKS, NORM, assert_same, hard_mask, long_mask, split
 from uniforget.mask import file as maskfile
 from uniforget.mask import text as masktext
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
@@ -70,14 +70,14 @@ def test_golden_contents_by_hand():
 def test_any_shape_and_share_comes_back(share, units):
     rng = np.random.default_rng(len(units))
     gates = {f"s.{i}": torch.from_numpy((rng.random(n) >= share).astype(np.float32)) for i, n in enumerate(units)}
-    mask = MaskSet(gates, {name: ("ffn", "norm", "attn")[i % 3] for i, name in enumerate(gates)}, INFO)
+    mask = GateMask(gates, {name: ("ffn", "norm", "attn")[i % 3] for i, name in enumerate(gates)}, INFO)
     assert_same(maskfile.loads(maskfile.dumps(mask)), mask)
 
 
 def test_soft_gates_are_exactly_multiples_of_1_255():
-    every = MaskSet({"a": torch.arange(256) / 255}, {"a": "ffn"}, INFO)
+    every = GateMask({"a": torch.arange(256) / 255}, {"a": "ffn"}, INFO)
     assert torch.equal(maskfile.loads(maskfile.dumps(every)).gates["a"], torch.arange(256, dtype=torch.float32) / 255)
-    rough = MaskSet({"a": torch.tensor([0.3, 0.7001, 0.0, 1.0])}, {"a": "ffn"}, INFO)
+    rough = GateMask({"a": torch.tensor([0.3, 0.7001, 0.0, 1.0])}, {"a": "ffn"}, INFO)
     loaded = maskfile.loads(maskfile.dumps(rough))
     assert loaded.gates["a"].tolist() == [np.float32(v) / np.float32(255) for v in (76, 179, 0, 255)]
     assert loaded.digest() == rough.digest()
@@ -106,7 +106,7 @@ def test_gates_of_one_site_can_be_changed_without_the_others():
 
 
 def test_only_what_was_set_is_stored():
-    plain = MaskSet({"a": torch.ones(1)}, {"a": "ffn"}, MaskInfo("sd3", ""))
+    plain = GateMask({"a": torch.ones(1)}, {"a": "ffn"}, MaskInfo("sd3", ""))
     about, _ = split(maskfile.dumps(plain))
     assert about.keys() == {"format", "digest", "family"}
     assert maskfile.loads(maskfile.dumps(plain)).info == plain.info
@@ -142,7 +142,7 @@ def random_mask(sites, off):
         *("sd15", "A" * 172, "v1-5-pruned-emaonly", "trajectory", 2.0, "medium", ("ffn", "norm"), "0123456789abcdef"),
         **{"seed": 123456789, "steps": 2000, "learn_seconds": 1234.5, "version": "0.1.0"},
     )
-    return MaskSet(gates, {name: kind for kind, _, name in sites}, info)
+    return GateMask(gates, {name: kind for kind, _, name in sites}, info)
 
 
 # The paper's shares of ffn and norm. Random gates are the worst case: their entropy alone is 8.4 KB for SD1.5 at "medium".

@@ -11,7 +11,7 @@ import torch
 from tests.unit.masks import FFN, INFO, hard_mask, soft_mask
 from uniforget import atomic, errors, untrusted
 from uniforget.mask import file as maskfile
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 
 def test_missing_folder_and_oversized(tmp_path):
@@ -38,14 +38,14 @@ def test_a_pipe_does_not_hang(tmp_path):
 def test_too_many_sites_gates_or_words_are_not_written(tmp_path):
     path = tmp_path / "mask.safetensors"
     many = {f"s.{i}": torch.ones(1) for i in range(maskfile.MAX_SITES + 1)}
-    wordy = MaskSet(
+    wordy = GateMask(
         {"a": torch.ones(1)},
         {"a": "ffn"},
         MaskInfo("sd3", "", extra={str(i): "x" * untrusted.TEXT for i in range(untrusted.EXTRAS)}),
     )
-    large = MaskSet({"a": torch.ones(maskfile.MAX_GATES + 1)}, {"a": "ffn"}, INFO)
+    large = GateMask({"a": torch.ones(maskfile.MAX_GATES + 1)}, {"a": "ffn"}, INFO)
     for mask, word in (
-        (MaskSet(many, dict.fromkeys(many, "ffn"), INFO), "8192 sites"),
+        (GateMask(many, dict.fromkeys(many, "ffn"), INFO), "8192 sites"),
         (wordy, "extra texts"),
         (large, "16777216 gates"),
     ):

@@ -17,8 +17,8 @@ from tests.unit.masks import INFO, MASKS, assert_same, changed, hard_mask, join,
 from uniforget import errors
 from uniforget.mask import file as maskfile
 from uniforget.mask import text as masktext
-from uniforget.mask.info import MaskSet
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget.mask.info import GateMask
+from uniforget.mask.subspace import Basis, SubspaceMask
 
 
 def test_the_helpers_change_nothing_by_themselves():
@@ -224,15 +224,15 @@ def test_damaged_texts_are_told_apart():
 
 
 def test_what_cannot_be_embedded_is_said():
-    big = MaskSet({"a": torch.rand(masktext.MAX_TEXT, generator=torch.Generator().manual_seed(0))}, {"a": "ffn"}, INFO)
+    big = GateMask({"a": torch.rand(masktext.MAX_TEXT, generator=torch.Generator().manual_seed(0))}, {"a": "ffn"}, INFO)
     with pytest.raises(
         errors.TooLargeError, match=r"this soft mask has 1048576 gates and would take .*Save it with Save Memorization Mask"
     ):
         masktext.to_text(big)
-    wide = MaskSet({"a": torch.ones(masktext.MAX_GATES + 1)}, {"a": "ffn"}, INFO)
+    wide = GateMask({"a": torch.ones(masktext.MAX_GATES + 1)}, {"a": "ffn"}, INFO)
     with pytest.raises(errors.TooLargeError, match="this mask has 4194305 gates"):
         masktext.to_text(wide)
     basis = Basis(torch.eye(4), torch.tensor([0.7, 0.2, 0.1, 0.0]))
-    subspace = Subspace({"a": basis}, {"a": "a"}, {"a": "ffn"}, 0.05, INFO)
+    subspace = SubspaceMask({"a": basis}, {"a": "a"}, {"a": "ffn"}, 0.05, INFO)
     with pytest.raises(errors.SettingError, match="Embed mask in workflow needs a mask of gates; found a subspace"):
         masktext.to_text(subspace)

@@ -12,7 +12,7 @@ from tests.unit.masks import hard_mask, join, long_mask, soft_mask, split
 from uniforget import errors
 from uniforget.mask import file as maskfile
 from uniforget.mask import text as masktext
-from uniforget.mask.info import MaskSet
+from uniforget.mask.info import GateMask
 from uniforget.model.families.schema import KINDS
 
 SEEDS = [maskfile.dumps(mask) for mask in (hard_mask(), soft_mask(), long_mask(100, 60, every=25))]
@@ -117,7 +117,7 @@ def forge(rng, data):
 
 def assert_valid(mask):
     """What is a mask, written out again here: nothing that a file says can get around it."""
-    assert type(mask) is MaskSet and mask.gates and list(mask.gates) == list(mask.kinds)
+    assert type(mask) is GateMask and mask.gates and list(mask.gates) == list(mask.kinds)
     assert set(mask.kinds.values()) <= set(KINDS) and mask.info.family
     for name, gates in mask.gates.items():
         assert name and all(part and part.isascii() and part.isprintable() and " " not in part for part in name.split("."))
@@ -134,9 +134,9 @@ def assert_valid(mask):
         (damage, 1500, {"BadContentsError", "TruncatedError", "NotAMaskError"}),
         (cut, 200, {"TruncatedError"}),
         (splice, 300, {"BadContentsError", "TruncatedError"}),
-        (edit_information, 500, {"BadContentsError", "NewerFormatError", "MaskSet"}),
+        (edit_information, 500, {"BadContentsError", "NewerFormatError", "GateMask"}),
         (edit_contents, 400, {"BadContentsError"}),
-        (forge, 500, {"BadContentsError", "MaskSet"}),
+        (forge, 500, {"BadContentsError", "GateMask"}),
     ],
 )
 def test_every_damaged_file_is_a_valid_mask_or_one_of_our_errors(change, count, least, embedded):
@@ -155,7 +155,7 @@ def test_every_damaged_file_is_a_valid_mask_or_one_of_our_errors(change, count, 
             assert str(error).startswith("embedded mask: " if embedded else "x.safetensors: ") and len(str(error)) < 500
             assert str(error).isprintable() or not embedded
         else:
-            outcome = MaskSet
+            outcome = GateMask
             assert_valid(mask)
             if change is forge:
                 forged.add(mask.digest())
@@ -185,5 +185,5 @@ def test_every_damaged_text_is_the_mask_or_one_of_our_errors():
         else:
             assert_valid(mask)
             assert mask.digest() in DIGESTS
-            outcomes["MaskSet"] += 1
-    assert {"BadContentsError", "TruncatedError", "NotAMaskError", "MaskSet"} <= outcomes.keys(), outcomes
+            outcomes["GateMask"] += 1
+    assert {"BadContentsError", "TruncatedError", "NotAMaskError", "GateMask"} <= outcomes.keys(), outcomes

@@ -8,9 +8,9 @@ import torch
 from tests.unit import diffusers_zoo as zoo
 from tests.unit.masks import INFO
 from uniforget.errors import FamilyError, MaskError, SettingError
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 from uniforget.mask.map import MOST_BLOCKS, Cell, map_data, mask_map, mask_table, named_blocks
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget.mask.subspace import Basis, SubspaceMask
 from uniforget.model.blocks import block_name, block_of, block_rows, describe_blocks, select_blocks
 from uniforget.model.detect import family
 from uniforget.model.families import FAMILIES, sizes
@@ -20,7 +20,7 @@ from uniforget.model.sites import find_sites
 def mask(family, **gates):
     """`gates`: "kind path" -> gates."""
     names = {name.split()[1]: (name.split()[0], torch.tensor(values)) for name, values in gates.items()}
-    return MaskSet({n: g for n, (_, g) in names.items()}, {n: k for n, (k, _) in names.items()}, MaskInfo(family, ""))
+    return GateMask({n: g for n, (_, g) in names.items()}, {n: k for n, (k, _) in names.items()}, MaskInfo(family, ""))
 
 
 UNET = mask(
@@ -109,7 +109,7 @@ def test_a_subspace_shows_directions_and_energy():
         "single_blocks.1.linear1": "a",
     }
     kinds = dict(zip(shared, ("attn", "ffn", "attn", "ffn"), strict=True))
-    subspace = Subspace({"a": wide, "b": narrow}, shared, kinds, 0.11, MaskInfo("flux", "", method="subspace"))
+    subspace = SubspaceMask({"a": wide, "b": narrow}, shared, kinds, 0.11, MaskInfo("flux", "", method="subspace"))
     found = [(c.stream, c.block, c.kind, c.units, c.off, c.share, round(c.energy, 6)) for c in mask_table(subspace)]
     assert found == [
         ("image", "DOUBLE0", "ffn", 4, 2, 0.5, 0.1),
@@ -156,7 +156,7 @@ REAL = (
 @pytest.mark.parametrize("name", REAL)
 def test_real_models_have_every_gate_on_the_map(name):
     entry, sites = find_sites({key: tuple(p.shape) for key, p in zoo.real(name).state_dict().items()})
-    made = MaskSet({s.name: torch.ones(s.units) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(entry.name, ""))
+    made = GateMask({s.name: torch.ones(s.units) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(entry.name, ""))
     cells = mask_table(made)
     for kind in ("ffn", "norm", "attn"):
         assert sum(cell.units for cell in cells if cell.kind == kind) == sizes()[name][kind]["gates"]
@@ -177,7 +177,7 @@ def test_real_models_have_every_gate_on_the_map(name):
 def test_every_stream_of_a_family_names_some_of_its_layers(entry):
     names = {v: k for k, v in {key: value["family"] for key, value in sizes().items()}.items()}
     _, sites = find_sites({key: tuple(p.shape) for key, p in zoo.real(names[entry.name]).state_dict().items()})
-    made = MaskSet({s.name: torch.ones(1) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(entry.name, ""))
+    made = GateMask({s.name: torch.ones(1) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(entry.name, ""))
     assert {cell.stream for cell in mask_table(made)} - {""} == {stream.label for stream in entry.streams}
 
 
@@ -195,5 +195,5 @@ def test_rows_of_blocks_say_what_may_be_written():
 
 
 def test_an_unknown_note_of_a_mask_does_no_harm():
-    plain = MaskSet({"joint_blocks.0.x_block.mlp.fc2": torch.zeros(3)}, {"joint_blocks.0.x_block.mlp.fc2": "ffn"}, INFO)
+    plain = GateMask({"joint_blocks.0.x_block.mlp.fc2": torch.zeros(3)}, {"joint_blocks.0.x_block.mlp.fc2": "ffn"}, INFO)
     assert map_data(plain)["off"] == {"ffn": 1.0, "all": 1.0}

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from uniforget.errors import MaskError
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 FFN, NORM = "joint_blocks.0.x_block.mlp.fc2", "joint_blocks.0.x_block.adaLN_modulation.1"
 INFO = MaskInfo("sd3", "base")
 
 
 def mask(ffn=(1.0, 0.0, 0.25, 0.5), norm=(1.0, 1.0), info=INFO):
-    return MaskSet({FFN: torch.tensor(ffn), NORM: torch.tensor(norm)}, {FFN: "ffn", NORM: "norm"}, info)
+    return GateMask({FFN: torch.tensor(ffn), NORM: torch.tensor(norm)}, {FFN: "ffn", NORM: "norm"}, info)
 
 
 def test_shares_count_gates_below_a_half():
@@ -42,15 +42,15 @@ def test_digest_is_of_names_kinds_and_gates_only():
     assert mask().digest() == "31c77bf4c9"
     assert mask(info=MaskInfo("other", "")).digest() == mask().digest()
     assert mask(norm=(1.0, 0.0)).digest() != mask().digest()
-    renamed = MaskSet({"a": torch.ones(2)}, {"a": "ffn"}, INFO)
-    assert renamed.digest() != MaskSet({"a": torch.ones(2)}, {"a": "norm"}, INFO).digest()
-    assert renamed.digest() != MaskSet({"b": torch.ones(2)}, {"b": "ffn"}, INFO).digest()
+    renamed = GateMask({"a": torch.ones(2)}, {"a": "ffn"}, INFO)
+    assert renamed.digest() != GateMask({"a": torch.ones(2)}, {"a": "norm"}, INFO).digest()
+    assert renamed.digest() != GateMask({"b": torch.ones(2)}, {"b": "ffn"}, INFO).digest()
 
 
 def test_order_is_kept_and_later_changes_to_the_callers_dicts_do_not_reach_the_mask():
     gates = {"b": torch.ones(1), "a": torch.zeros(1)}
     kinds = {"a": "ffn", "b": "norm"}
-    made = MaskSet(gates, kinds, INFO)
+    made = GateMask(gates, kinds, INFO)
     gates.clear()
     kinds.clear()
     assert list(made.gates) == ["b", "a"]
@@ -88,7 +88,7 @@ def test_summary_tells_what_people_need():
 )
 def test_what_is_no_mask_is_refused(gates, kinds, message):
     with pytest.raises(MaskError, match=message):
-        MaskSet(gates, kinds, INFO)
+        GateMask(gates, kinds, INFO)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from uniforget.errors import MismatchError
 from uniforget.hosts.diffusers.apply import find_modules, fold_
 from uniforget.mask.edit import merge
 from uniforget.mask.gates import match_sites
-from uniforget.mask.info import MaskSet
+from uniforget.mask.info import GateMask
 from uniforget.model.detect import family
 from uniforget.model.sites import Place, Site
 
@@ -22,7 +22,7 @@ SITES = [Site(name, "ffn", 4, (Place(name, "in", 4),)) for name in NAMES]
 def mask(units, kind="ffn", **changes):
     """A mask with sites ``joint_blocks.N`` of so many gates each."""
     gates = {f"joint_blocks.{n}.x_block.mlp.fc2": torch.zeros(count) for n, count in units.items()}
-    return MaskSet(gates, dict.fromkeys(gates, kind), info(**changes))
+    return GateMask(gates, dict.fromkeys(gates, kind), info(**changes))
 
 
 def refusal(made, sites=SITES):
@@ -71,7 +71,7 @@ def test_a_mask_that_fits_in_part_changes_nothing():
     _, sites, _ = find_modules(model)
     model.sites = sites
     good = random_mask(model)
-    bad = MaskSet({**good.gates, "other": torch.zeros(2)}, {**good.kinds, "other": "ffn"}, good.info)
+    bad = GateMask({**good.gates, "other": torch.zeros(2)}, {**good.kinds, "other": "ffn"}, good.info)
     before = weights(model)
     with pytest.raises(MismatchError, match=rf"1 of the mask's {len(sites) + 1} sites do not exist in this model: other\."):
         fold_(model, bad)
@@ -104,7 +104,7 @@ def test_fused_projections_are_refused_because_the_model_would_not_notice():
         num_attention_heads=16, attention_head_dim=2, in_channels=4, out_channels=8, num_layers=1, cross_attention_dim=32,
         sample_size=8, caption_channels=16, norm_type="ada_norm_single", use_additional_conditions=False,
     ).eval()  # fmt: skip
-    made = MaskSet({"blocks.0.norm1": torch.zeros(32)}, {"blocks.0.norm1": "norm"}, info(family="pixart"))
+    made = GateMask({"blocks.0.norm1": torch.zeros(32)}, {"blocks.0.norm1": "norm"}, info(family="pixart"))
     before_fusing = copy.deepcopy(model)
     model.fuse_qkv_projections()
     expected = r"blocks\.0\.norm1: .*transformer_blocks\.0\.attn1\.to_qkv\. Load the model again, and fold the mask before"

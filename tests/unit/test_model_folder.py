@@ -16,7 +16,7 @@ from uniforget.checkpoint.verify import verify
 from uniforget.errors import ModelFileError
 from uniforget.hosts.diffusers.apply import base_fingerprint, find_modules
 from uniforget.mask import files
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 FFN = "input_blocks.1.1.transformer_blocks.0.ff.net.2"
 
@@ -31,7 +31,7 @@ def model(tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     gates = {s.name: (torch.rand(s.units, generator=generator) > 0.4).float() for s in sites}
     info = MaskInfo(family="sd1", base=base_fingerprint(pipe.unet))
-    return folder, pipe, MaskSet(gates, {s.name: s.kind for s in sites}, info)
+    return folder, pipe, GateMask(gates, {s.name: s.kind for s in sites}, info)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 import uniforget
 from tests.unit.tiny import TinyModel, random_mask
 from uniforget.mask.info import MaskInfo
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget.mask.subspace import Basis, SubspaceMask
 
 NAME = "joint_blocks.0.x_block.mlp.fc2"
 
@@ -19,7 +19,7 @@ NAME = "joint_blocks.0.x_block.mlp.fc2"
 def subspace(model):
     width = dict(model.modules)["transformer_blocks.0.ff.net.2"].weight.shape[1]
     energy = torch.cat([torch.full((width // 2,), 2 / width), torch.zeros(width - width // 2)])
-    return Subspace(
+    return SubspaceMask(
         {NAME: Basis(torch.eye(width), energy)}, {NAME: NAME}, {NAME: "ffn"}, 0.01, MaskInfo("sd3", "", method="subspace")
     )
 

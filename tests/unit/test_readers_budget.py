@@ -27,7 +27,7 @@ from uniforget.checkpoint import compactfile, safefile
 from uniforget.cli import files as cli
 from uniforget.errors import UniForgetError
 from uniforget.mask import file as maskfile, files, subspacefile, text as masktext
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import MaskInfo, GateMask
 
 folder = pathlib.Path(sys.argv[1])
 

@@ -16,7 +16,7 @@ from uniforget.learn import Session, Settings
 from uniforget.learn.recover import one_of_each
 from uniforget.learn.recover import recover as engine
 from uniforget.mask.info import MaskInfo
-from uniforget.mask.subspace import Basis, Subspace, effective
+from uniforget.mask.subspace import Basis, SubspaceMask, effective
 
 __all__ = ["folder"]
 SETTINGS = Settings(steps=30, batch=4, noises=1, cfg=2.0, learning_rate=0.02)
@@ -185,7 +185,7 @@ def random_subspace(model):
         energy[: layer.width * 9 // 10] = 1 / (layer.width * 9 // 10)
         bases[layer.name] = Basis(vectors.contiguous(), energy)
     info = MaskInfo(family="sd3", base="", method="subspace")
-    return Subspace(bases, {n: n for n in bases}, {x.name: x.kind for x in model.layers}, 1e-6, info)
+    return SubspaceMask(bases, {n: n for n in bases}, {x.name: x.kind for x in model.layers}, 1e-6, info)
 
 
 @pytest.mark.parametrize("with_mask", [True, False])

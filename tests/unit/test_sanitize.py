@@ -23,8 +23,8 @@ from uniforget.errors import FamilyError, MismatchError, ModelFileError, Setting
 from uniforget.hosts.diffusers.apply import find_modules, layers_of, project_
 from uniforget.mask import files
 from uniforget.mask.edit import merge
-from uniforget.mask.info import MaskInfo, MaskSet
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget.mask.info import GateMask, MaskInfo
+from uniforget.mask.subspace import Basis, SubspaceMask
 
 __all__ = ["folder"]
 PREFIX = "model.diffusion_model."
@@ -65,7 +65,7 @@ def subspace():
         energy[: layer.width // 3] = 3 / layer.width
         bases[layer.name] = Basis(vectors.contiguous(), energy)
     info = MaskInfo(family=family, base="", method="subspace")
-    return Subspace(bases, {n: n for n in bases}, {x.name: x.kind for x in layers}, 1e-6, info)
+    return SubspaceMask(bases, {n: n for n in bases}, {x.name: x.kind for x in layers}, 1e-6, info)
 
 
 def raw(path):
@@ -159,7 +159,7 @@ def test_a_diffusers_folder_keeps_its_other_parts(tmp_path, folder):
     _, sites, _ = find_modules(unet)
     generator = torch.Generator().manual_seed(0)
     gates = {s.name: (torch.rand(s.units, generator=generator) > 0.4).float() for s in sites}
-    mask = MaskSet(gates, {s.name: s.kind for s in sites}, MaskInfo(family="sd1", base=""))
+    mask = GateMask(gates, {s.name: s.kind for s in sites}, MaskInfo(family="sd1", base=""))
     assert len(list((sharded / "unet").glob("*.safetensors"))) > 2
     done = sanitize(sharded, tmp_path / "out", [Use(mask)])
     assert done.changed and not list(tmp_path.glob(".*.tmp"))

@@ -20,7 +20,7 @@ from uniforget.learn.sums import Sums
 from uniforget.mask import files, subspacefile
 from uniforget.mask.edit import Project
 from uniforget.mask.info import MaskInfo
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget.mask.subspace import Basis, SubspaceMask
 
 INFO = MaskInfo(family="sd3", base="", method="subspace", preset="medium")
 
@@ -208,7 +208,7 @@ def test_saved_and_loaded(loaded, subspace, tmp_path):
     path = tmp_path / "s.safetensors"
     files.save(subspace.trimmed(0.003, 0.03), path)
     again = files.load(path)
-    assert isinstance(again, Subspace) and again.digest() == subspace.digest() and again.info == subspace.info
+    assert isinstance(again, SubspaceMask) and again.digest() == subspace.digest() and again.info == subspace.info
     assert again.sparsity() == subspace.sparsity()
     with safe_open(path, "pt") as file:
         assert file.get_slice("joint_blocks.0.x_block.mlp.fc2.vectors").get_dtype() == "BF16"
@@ -276,9 +276,9 @@ def test_other_files_are_told_apart(tmp_path):
     with pytest.raises(NotAMaskError):
         subspacefile.load(tmp_path / "model.safetensors")
     with pytest.raises(MaskError, match="no layers"):
-        Subspace({}, {}, {}, 0.01, INFO)
+        SubspaceMask({}, {}, {}, 0.01, INFO)
     with pytest.raises(MaskError, match="do not fit 4 inputs"):
-        Subspace({"a": Basis(torch.eye(3), torch.ones(4))}, {"a": "a"}, {"a": "ffn"}, 0.01, INFO)
+        SubspaceMask({"a": Basis(torch.eye(3), torch.ones(4))}, {"a": "a"}, {"a": "ffn"}, 0.01, INFO)
 
 
 def test_another_model_is_refused(loaded, subspace):
@@ -286,7 +286,7 @@ def test_another_model_is_refused(loaded, subspace):
 
     with pytest.raises(MismatchError, match="family 'sd3'.*family 'sd1'"):
         project_(unet.build()[0], subspace)
-    stranger = Subspace(
+    stranger = SubspaceMask(
         {"joint_blocks.9.x": subspace.bases[FC2]},
         {"joint_blocks.9.x": "joint_blocks.9.x"},
         {"joint_blocks.9.x": "ffn"},
@@ -295,14 +295,14 @@ def test_another_model_is_refused(loaded, subspace):
     )
     with pytest.raises(MismatchError, match=r"1 of the subspace's 1 layers do not exist.*joint_blocks\.9\.x"):
         project_(loaded[0], stranger)
-    wide = Subspace({FC2: Basis(torch.eye(8), torch.ones(8) / 8)}, {FC2: FC2}, {FC2: "ffn"}, 0.01, INFO)
+    wide = SubspaceMask({FC2: Basis(torch.eye(8), torch.ones(8) / 8)}, {FC2: FC2}, {FC2: "ffn"}, 0.01, INFO)
     with pytest.raises(MismatchError, match="has 8 inputs in the subspace and 768 in the model"):
         project_(loaded[0], wide)
 
 
 def test_learned_as_the_objective(model, tmp_path):
     result = learn(model, Settings(objective="subspace", batch=4), INFO, Session(folder=tmp_path))
-    assert isinstance(result.mask, Subspace) and result.mask.info.method == "subspace" and not result.curve
+    assert isinstance(result.mask, SubspaceMask) and result.mask.info.method == "subspace" and not result.curve
     assert result.mask.info.learn_seconds > 0 and not list(tmp_path.iterdir())
     assert layers_of(model.transformer)[0] == "sd3"
     other = learn(model, Settings(objective="subspace", batch=4, threshold=0.02), INFO)

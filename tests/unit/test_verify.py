@@ -21,7 +21,7 @@ from uniforget.checkpoint.verify import verify
 from uniforget.errors import ModelFileError
 from uniforget.hosts.diffusers.apply import find_modules
 from uniforget.mask import file as maskfile
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 __all__ = ["folder"]
 
@@ -114,7 +114,7 @@ def test_what_is_said_to_have_been_applied_before_is_proved_too(tmp_path, mask, 
 
 def test_rows_that_are_off_must_be_zero_as_columns_must(tmp_path, mask, source):
     norms = {n: g for n, g in mask.gates.items() if mask.kinds[n] == "norm"}
-    only = MaskSet(norms, dict.fromkeys(norms, "norm"), mask.info)
+    only = GateMask(norms, dict.fromkeys(norms, "norm"), mask.info)
     target = tmp_path / "out.safetensors"
     sanitize(source, target, [Use(only)])
     assert verify(target).ok is True
@@ -241,7 +241,7 @@ def whole_mask(folder):
     _, sites, _ = find_modules(UNet2DConditionModel.from_pretrained(folder, subfolder="unet"))
     generator = torch.Generator().manual_seed(0)
     gates = {s.name: (torch.rand(s.units, generator=generator) > 0.4).float() for s in sites}
-    return MaskSet(gates, {s.name: s.kind for s in sites}, MaskInfo(family="sd1", base=""))
+    return GateMask(gates, {s.name: s.kind for s in sites}, MaskInfo(family="sd1", base=""))
 
 
 def test_the_other_files_of_a_folder_count_as_changes(tmp_path, folder):

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.unit.webui_host import PACKAGE, Host, half, subspace, unet
 from uniforget.mask.edit import merge
-from uniforget.mask.subspace import Subspace
+from uniforget.mask.subspace import SubspaceMask
 
 
 class Packed(nn.Parameter):
@@ -35,12 +35,12 @@ def run(forge, learned, **request):
     """A Run of the extension's own package, with `learned` made over into its classes."""
     maskset = sys.modules[f"{PACKAGE}.mask.info"]
     info = maskset.MaskInfo(learned.info.family, learned.info.base)
-    if isinstance(learned, Subspace):
+    if isinstance(learned, SubspaceMask):
         own = sys.modules[f"{PACKAGE}.mask.subspace"]
         bases = {n: own.Basis(b.vectors, b.energy, b.first, b.missed) for n, b in learned.bases.items()}
-        made = own.Subspace(bases, learned.shared, learned.kinds, learned.threshold, info)
+        made = own.SubspaceMask(bases, learned.shared, learned.kinds, learned.threshold, info)
     else:
-        made = maskset.MaskSet(learned.gates, learned.kinds, info)
+        made = maskset.GateMask(learned.gates, learned.kinds, info)
     return forge.Run(sys.modules[f"{PACKAGE}.hosts.webui"].Request(enabled=True, **request), made)
 
 

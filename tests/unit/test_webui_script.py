@@ -10,7 +10,7 @@ import torch
 
 from tests.unit import webui_host
 from tests.unit.webui_host import INPUT, PACKAGE, ROOT, SCRIPT, Host, Processing, execute, half, unet
-from uniforget import MaskInfo, MaskSet, config, save
+from uniforget import GateMask, MaskInfo, config, save
 from uniforget.hosts.webui.request import LABELS
 from uniforget.mask.edit import merge
 
@@ -61,7 +61,7 @@ def test_strength_kinds_and_blocks(host):
     assert host.draw(*ON, 0.5, 1.0, 0.5, 0.0).images == pytest.approx(
         [picture(network, mask, 0.5, {"norm": 0.5, "attn": 0.0})], abs=1e-3
     )
-    only = MaskSet({n: g if n.startswith("input") else torch.ones_like(g) for n, g in mask.gates.items()}, mask.kinds, mask.info)
+    only = GateMask({n: g if n.startswith("input") else torch.ones_like(g) for n, g in mask.gates.items()}, mask.kinds, mask.info)
     assert host.draw(*ON, 1.0, 1.0, 1.0, 1.0, "IN").images == pytest.approx([picture(network, only)], abs=1e-3)
     assert host.draw({"mask": "half.safetensors", "blocks": "IN"}).images == pytest.approx([picture(network, only)], abs=1e-3)
 
@@ -85,7 +85,7 @@ def test_strength_kinds_and_blocks(host):
 def test_what_cannot_be_masked_fails_and_is_not_drawn_unmasked(host, values, error, words):
     mask = half(host.network())
     save(half(unet(width=32)), host.folder / "wide.safetensors")
-    save(MaskSet(mask.gates, mask.kinds, MaskInfo("flux", "")), host.folder / "flux.safetensors")
+    save(GateMask(mask.gates, mask.kinds, MaskInfo("flux", "")), host.folder / "flux.safetensors")
     (host.folder / "broken.safetensors").write_bytes(b"no mask at all")
     with pytest.raises(Exception, match=words) as caught:
         host.draw(*values)
@@ -144,7 +144,7 @@ def test_a_second_model_of_another_kind_is_told_of(host, monkeypatch):
     small = half(host.network())
     gone = {n: g for n, g in small.gates.items()} | {"output_blocks.9.1.transformer_blocks.0.ff.net.2": torch.zeros(64)}
     save(
-        MaskSet(gone, small.kinds | {"output_blocks.9.1.transformer_blocks.0.ff.net.2": "ffn"}, small.info),
+        GateMask(gone, small.kinds | {"output_blocks.9.1.transformer_blocks.0.ff.net.2": "ffn"}, small.info),
         host.folder / "odd.safetensors",
     )
     with pytest.raises(Exception, match="do not exist in this model"):
@@ -221,8 +221,8 @@ def test_what_strangers_masks_say_is_inert_in_the_page(host, monkeypatch):
     texts = dict.fromkeys(("base_name", "method", "preset", "version"), SCRIPT_TAG)
     mask = half(host.network(), base="AAAA " + SCRIPT_TAG)
     info = MaskInfo("sd1", mask.info.base, extra={"combined_a": SCRIPT_TAG}, **texts)
-    save(MaskSet(mask.gates, mask.kinds, info), host.folder / "evil.safetensors")
-    save(MaskSet(mask.gates, mask.kinds, MaskInfo(SCRIPT_TAG, "")), host.folder / "family.safetensors")
+    save(GateMask(mask.gates, mask.kinds, info), host.folder / "evil.safetensors")
+    save(GateMask(mask.gates, mask.kinds, MaskInfo(SCRIPT_TAG, "")), host.folder / "family.safetensors")
     controls = host.script.ui(False)
     [tell] = controls[1].changes
     for name in ("evil", "family"):

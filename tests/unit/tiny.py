@@ -4,7 +4,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from uniforget.hosts.diffusers.apply import find_modules
-from uniforget.mask.info import MaskInfo, MaskSet
+from uniforget.mask.info import GateMask, MaskInfo
 
 
 def tiny_transformer(seed=0):
@@ -58,4 +58,4 @@ def random_mask(model, seed=0, hard=True):
     for site in model.sites:
         values = torch.rand(site.units, generator=generator)
         gates[site.name] = (values > 0.4).float() if hard else values
-    return MaskSet(gates, {s.name: s.kind for s in model.sites}, info())
+    return GateMask(gates, {s.name: s.kind for s in model.sites}, info())

@@ -13,8 +13,8 @@ from types import ModuleType, SimpleNamespace
 import torch
 from torch import nn
 
-from uniforget import MaskInfo, MaskSet
-from uniforget.mask.subspace import Basis, Subspace
+from uniforget import GateMask, MaskInfo
+from uniforget.mask.subspace import Basis, SubspaceMask
 from uniforget.model.sites import find_sites
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,7 +188,7 @@ def half(network, base="", seed=3):
     _, sites = find_sites({name: tuple(w.shape) for name, w in network.named_parameters()})
     generator = torch.Generator().manual_seed(seed)
     gates = {site.name: (torch.rand(site.units, generator=generator) > 0.5).float() for site in sites}
-    return MaskSet(gates, {site.name: site.kind for site in sites}, MaskInfo("sd1", base, "a tiny one"))
+    return GateMask(gates, {site.name: site.kind for site in sites}, MaskInfo("sd1", base, "a tiny one"))
 
 
 def subspace():
@@ -200,7 +200,7 @@ def subspace():
         vectors = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
         energy = 0.5 ** torch.arange(1, width + 1).float()
         bases[name], kinds[name] = Basis(vectors, energy / energy.sum()), kind
-    return Subspace(bases, {name: name for name in bases}, kinds, 0.05, MaskInfo("sd1", "", method="subspace"))
+    return SubspaceMask(bases, {name: name for name in bases}, kinds, 0.05, MaskInfo("sd1", "", method="subspace"))
 
 
 INPUT = (torch.linspace(-1, 1, 2 * 3 * 16).view(2, 3, 16), torch.linspace(1, -1, 2 * 3 * 768).view(2, 3, 768))

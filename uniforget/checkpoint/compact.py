@@ -17,7 +17,7 @@ from einops import rearrange
 from ..config import MULTIPLE
 from ..errors import MismatchError, SettingError
 from ..mask.gates import match_sites
-from ..mask.info import MaskSet
+from ..mask.info import GateMask
 from ..model.detect import canonical, detect
 from ..model.sites import Place, find_sites
 
@@ -110,7 +110,7 @@ class Plan:
         return before, sum(c.kept[0] * c.kept[1] for c in self.cuts.values())
 
 
-def plan(shapes: Mapping[str, Sequence[int]], mask: MaskSet, multiple: int = 8) -> Plan:
+def plan(shapes: Mapping[str, Sequence[int]], mask: GateMask, multiple: int = 8) -> Plan:
     """What can be cut out of a model that `mask` is applied to at full strength.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 from .. import __version__, outputs, untrusted
 from ..errors import MismatchError, ModelFileError
 from ..mask.edit import Chain
-from ..mask.info import MaskSet
+from ..mask.info import GateMask
 from ..model.detect import detect
 from . import safefile
 from .compact import Cut, Plan, plan
@@ -31,7 +31,7 @@ LARGEST_SIDE, LARGEST_GROWTH, MOST_UNITS = 1 << 18, 8, 8 << 20
 def save(
     source: Path,
     target: Path,
-    mask: MaskSet,
+    mask: GateMask,
     multiple: int = 64,
     overwrite: bool = False,
     report: Callable[[int, int], None] = lambda done, of: None,

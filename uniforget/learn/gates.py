@@ -14,7 +14,7 @@ import torch
 
 from ..config import Settings
 from ..mask.gates import gated
-from ..mask.info import MaskInfo, MaskSet
+from ..mask.info import GateMask, MaskInfo
 from .model import Model, Progress, Result, Session
 from .objectives import OBJECTIVES, Objective
 from .optimize import Optimizer
@@ -51,7 +51,7 @@ def run(model: Model, settings: Settings, info: MaskInfo, session: Session) -> R
     info = replace(info, steps=settings.steps, learn_seconds=round(time.monotonic() - began, 1), extra=extra)
     kinds = {s.name: s.kind for s in model.sites}
     mask, soft = (
-        MaskSet({name: piece.clone() for name, piece in split(flat.cpu(), model.sites).items()}, kinds, info)
+        GateMask({name: piece.clone() for name, piece in split(flat.cpu(), model.sites).items()}, kinds, info)
         for flat in (learner.hard(), soft_gates(learner.logits.detach() - learner.cut))
     )
     return Result(mask, soft, learner.optimizer.curve)

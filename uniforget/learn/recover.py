@@ -22,8 +22,8 @@ from ..config import Settings
 from ..errors import LearnError
 from ..mask.edit import Mask
 from ..mask.gates import assemble, by_weight, gated
-from ..mask.info import MaskInfo, MaskSet
-from ..mask.subspace import Subspace, effective, project
+from ..mask.info import GateMask, MaskInfo
+from ..mask.subspace import SubspaceMask, effective, project
 from . import resume
 from .model import Model, Progress, Session
 from .objectives import Stepwise
@@ -55,10 +55,10 @@ class Lora:
 
 def recover(
     model: Model,
-    mask: MaskSet | None,
+    mask: GateMask | None,
     settings: Settings,
     rank: int = 16,
-    subspace: Subspace | None = None,
+    subspace: SubspaceMask | None = None,
     about: str = "",
     session: Session | None = None,
 ) -> Lora:
@@ -97,8 +97,8 @@ class _Recovery:
     def __init__(
         self,
         model: Model,
-        mask: MaskSet | None,
-        subspace: Subspace | None,
+        mask: GateMask | None,
+        subspace: SubspaceMask | None,
         settings: Settings,
         rank: int,
         about: str,
@@ -209,7 +209,7 @@ def _projection(basis: torch.Tensor, complement: bool, strength: float):
     return project_input
 
 
-def one_of_each(learned: Sequence[Mask]) -> tuple[MaskSet | None, Subspace | None]:
+def one_of_each(learned: Sequence[Mask]) -> tuple[GateMask | None, SubspaceMask | None]:
     """The mask and the subspace among `learned`.
 
     Raises:

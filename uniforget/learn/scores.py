@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..config import METHODS, Settings
-from ..mask.info import MaskInfo, MaskSet
+from ..mask.info import GateMask, MaskInfo
 from ..model.families.schema import KINDS
 from ..model.sites import Site
 from .model import Model, Progress, Result, Session
@@ -99,7 +99,7 @@ def energies(model: Model, found: Sums) -> dict[str, torch.Tensor]:
     return out
 
 
-def rank(scores: Mapping[str, torch.Tensor], kinds: Mapping[str, str], shares: Mapping[str, float], info: MaskInfo) -> MaskSet:
+def rank(scores: Mapping[str, torch.Tensor], kinds: Mapping[str, str], shares: Mapping[str, float], info: MaskInfo) -> GateMask:
     """The hard mask that switches off the lowest scores of each kind: ``shares[kind]`` of its gates, over all its sites together."""
     gates: dict[str, torch.Tensor] = {}
     for kind in KINDS:
@@ -110,4 +110,4 @@ def rank(scores: Mapping[str, torch.Tensor], kinds: Mapping[str, str], shares: M
         off = torch.zeros(len(flat))
         off[flat.argsort(stable=True)[: round(shares.get(kind, 0.0) * len(flat))]] = 1
         gates |= dict(zip(names, (1 - off).split([scores[n].numel() for n in names]), strict=True))
-    return MaskSet({n: gates[n].clone() for n in scores}, dict(kinds), info)
+    return GateMask({n: gates[n].clone() for n in scores}, dict(kinds), info)

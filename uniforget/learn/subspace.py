@@ -20,7 +20,7 @@ import torch
 
 from ..config import METHODS, Settings
 from ..mask.info import MaskInfo
-from ..mask.subspace import Basis, Subspace
+from ..mask.subspace import Basis, SubspaceMask
 from ..model.layers import Layer
 from . import distributed, memory
 from .model import Model, Progress, Result, Session
@@ -72,7 +72,7 @@ def run(model: Model, settings: Settings, info: MaskInfo, session: Session, room
         info, method="subspace", steps=len(model.sigmas) - 1, targets=tuple(k for k in ("ffn", "attn") if k in kinds.values()),
         beta=0.0, learn_seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
-    result = Subspace(bases, shared, kinds, threshold, info, low, high)
+    result = SubspaceMask(bases, shared, kinds, threshold, info, low, high)
     return Result(result, result)
 
 
@@ -171,7 +171,7 @@ def basis_of(moments: torch.Tensor, trace: float, device: torch.device | str = "
 
 def subspace_of(
     found: Sums, layers: Iterable[Layer], threshold: float, info: MaskInfo, device: torch.device | str = "cpu"
-) -> Subspace:
+) -> SubspaceMask:
     """The subspace that moments span, with all its directions.
 
     Raises:
@@ -179,4 +179,4 @@ def subspace_of(
     """
     bases = {name: basis_of(sums, found.traces[name], device) for name, sums in found.sums.items()}
     kinds = {layer.name: layer.kind for layer in layers if layer.name in found.shared}
-    return Subspace(bases, {name: found.shared[name] for name in kinds}, kinds, threshold, info)
+    return SubspaceMask(bases, {name: found.shared[name] for name in kinds}, kinds, threshold, info)

@@ -18,7 +18,7 @@ from ..model.detect import family
 from ..model.families.schema import KINDS
 from ..model.fingerprint import same_base
 from .edit import Mask
-from .info import MaskInfo, MaskSet
+from .info import GateMask, MaskInfo
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
@@ -36,7 +36,7 @@ MODES: Mapping[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]]
 }
 
 
-def combine(a: MaskSet, b: MaskSet, mode: str = "union", weight: float = 0.5) -> MaskSet:
+def combine(a: GateMask, b: GateMask, mode: str = "union", weight: float = 0.5) -> GateMask:
     """One mask out of two of the same family. Hard masks stay hard, except when blended.
 
     Args:
@@ -62,7 +62,7 @@ def combine(a: MaskSet, b: MaskSet, mode: str = "union", weight: float = 0.5) ->
     if mode == "blend":
         extra["combined_weight"] = f"{weight:g}"
     kinds = {**a.kinds, **b.kinds}
-    return MaskSet(gates, {name: kinds[name] for name in names}, _info_of_both(a.info, b.info, mode, extra))
+    return GateMask(gates, {name: kinds[name] for name in names}, _info_of_both(a.info, b.info, mode, extra))
 
 
 def chosen_kinds(kinds: str) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Change(NamedTuple):
     on: int
 
 
-def changes(before: MaskSet, after: MaskSet) -> dict[str, Change]:
+def changes(before: GateMask, after: GateMask) -> dict[str, Change]:
     """How the gates that are off (below 0.5) differ between two masks, for each kind and for "all" of both masks' sites.
 
     Raises:
@@ -114,7 +114,7 @@ def report(made: Mask, sources: Mapping[str, Any]) -> str:
     """
     if made.what == "subspace":
         return "\n".join([made.summary(), *made.cautions()])
-    made = cast(MaskSet, made)
+    made = cast(GateMask, made)
     lines = made.summary().splitlines()[:2]
     if not made.hard:
         lines.append("turned down on average: " + _shares(_mean_off(made)))
@@ -144,7 +144,7 @@ def _shares(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
 
 
-def _sites_of_both(a: MaskSet, b: MaskSet) -> list[str]:
+def _sites_of_both(a: GateMask, b: GateMask) -> list[str]:
     """The sites of either mask, in an order that does not depend on which mask comes first.
 
     Raises:
@@ -177,7 +177,7 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
 
 
-def _filled(mask: MaskSet, other: MaskSet, names: Iterable[str]) -> list[torch.Tensor]:
+def _filled(mask: GateMask, other: GateMask, names: Iterable[str]) -> list[torch.Tensor]:
     """The mask's gates of all these sites; those that only `other` has are kept."""
     return [mask.gates[n] if n in mask.gates else torch.ones(other.gates[n].shape) for n in names]
 

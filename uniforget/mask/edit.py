@@ -66,7 +66,7 @@ class Part(NamedTuple):
 
 
 class Mask(Protocol):
-    """What was learned, whatever it is made of: :class:`.info.MaskSet` and :class:`.subspace.Subspace`.
+    """What was learned, whatever it is made of: :class:`.info.GateMask` and :class:`.subspace.SubspaceMask`.
 
     Attributes:
         what: what to call it, "mask" or "subspace".

@@ -35,7 +35,7 @@ from ..errors import (
     TruncatedError,
 )
 from ..model.families.schema import KINDS
-from .info import MaskInfo, MaskSet, to_bytes
+from .info import GateMask, MaskInfo, to_bytes
 
 # The one key of the metadata; it holds JSON, because safetensors writes several keys in any order.
 MARK = "uniforget_mask"
@@ -53,7 +53,7 @@ _SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def save(mask: MaskSet, path: str | os.PathLike[str], overwrite: bool = True) -> None:
+def save(mask: GateMask, path: str | os.PathLike[str], overwrite: bool = True) -> None:
     """Write `mask` to `path` in one step, replacing what is there if `overwrite`; the same mask always gives the same bytes.
 
     Hard masks keep their gates exactly; soft ones are rounded to steps of 1/255.
@@ -72,7 +72,7 @@ def save(mask: MaskSet, path: str | os.PathLike[str], overwrite: bool = True) ->
         raise MaskWriteError(f"{path}: the mask was not saved ({error.strerror or error}). {_advice(error)}") from error
 
 
-def load(path: str | os.PathLike[str]) -> MaskSet:
+def load(path: str | os.PathLike[str]) -> GateMask:
     """Read a mask from `path`.
 
     Raises:
@@ -110,7 +110,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return data
 
 
-def dumps(mask: MaskSet, name: str = "mask") -> bytes:
+def dumps(mask: GateMask, name: str = "mask") -> bytes:
     """The bytes of a mask file. `name` is used in messages.
 
     Raises:
@@ -137,7 +137,7 @@ def dumps(mask: MaskSet, name: str = "mask") -> bytes:
     return to_safetensors({key: np.frombuffer(_pack(data), np.uint8) for key, data in packed.items()}, {MARK: text})
 
 
-def loads(data: bytes, name: str = "mask", most: int = MAX_GATES) -> MaskSet:
+def loads(data: bytes, name: str = "mask", most: int = MAX_GATES) -> GateMask:
     """The mask that `data`, the bytes of a mask file, holds. `name` is used in messages, `most` is how many gates it may have.
 
     Raises:
@@ -177,7 +177,7 @@ def loads(data: bytes, name: str = "mask", most: int = MAX_GATES) -> MaskSet:
         gates = {site: piece.clone() for site, piece in zip(sites, pieces, strict=True)}
     digest = about.pop("digest", None)
     try:
-        mask = MaskSet(gates, {site: kind for site, (kind, _) in sites.items()}, MaskInfo.of(about))
+        mask = GateMask(gates, {site: kind for site, (kind, _) in sites.items()}, MaskInfo.of(about))
     except MaskError as error:
         _bad(name, str(error))
     if digest != mask.digest():

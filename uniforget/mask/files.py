@@ -9,8 +9,8 @@ from ..errors import SettingError
 from . import file as maskfile
 from . import subspacefile
 from .edit import Mask
-from .info import MaskSet
-from .subspace import Subspace
+from .info import GateMask
+from .subspace import SubspaceMask
 
 # What names of safetensors files end in, in any case: masks' and models'. What is in them decides what they are.
 ENDINGS = (".safetensors", ".sft")
@@ -35,13 +35,13 @@ def save(mask: Mask, path: str | os.PathLike[str], overwrite: bool = True) -> No
     {"mask": maskfile, "subspace": subspacefile}[mask.what].save(mask, path, overwrite)
 
 
-def gates_of(mask: Mask, wanted: str) -> MaskSet:
+def gates_of(mask: Mask, wanted: str) -> GateMask:
     """The mask, if it is made of gates. `wanted` says what they are needed for, such as "Compact Model (Prune)".
 
     Raises:
         SettingError: it is a subspace.
     """
-    if isinstance(mask, MaskSet):
+    if isinstance(mask, GateMask):
         return mask
     refuse_subspace(wanted)
 
@@ -58,13 +58,13 @@ def refuse_subspace(wanted: str) -> NoReturn:
     )
 
 
-def subspace_of(mask: Mask, wanted: str) -> Subspace:
+def subspace_of(mask: Mask, wanted: str) -> SubspaceMask:
     """The mask, if it is a subspace. `wanted` as for :func:`gates_of`.
 
     Raises:
         SettingError: it is made of gates.
     """
-    if isinstance(mask, Subspace):
+    if isinstance(mask, SubspaceMask):
         return mask
     raise SettingError(
         f"{wanted} needs a subspace; found a mask of gates, which has no threshold. Use the strength of Apply Memorization Mask, or learn "

@@ -15,7 +15,7 @@ from ..model.sites import Place, Site
 from .edit import Scale
 
 if TYPE_CHECKING:
-    from .info import MaskSet
+    from .info import GateMask
 
 
 def strength_factor(gates: torch.Tensor, strength: float) -> torch.Tensor:
@@ -98,7 +98,7 @@ def scales(sites: Iterable[Site], factors: Mapping[str, torch.Tensor], shapes: M
     return out
 
 
-def match_sites(mask: MaskSet, family: Family, sites: Iterable[Site]) -> list[Site]:
+def match_sites(mask: GateMask, family: Family, sites: Iterable[Site]) -> list[Site]:
     """The model's sites that `mask` has gates for, in the mask's order.
 
     Raises:

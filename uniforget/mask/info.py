@@ -147,7 +147,7 @@ class MaskInfo:
 
 
 @dataclass(frozen=True, eq=False)
-class MaskSet:
+class GateMask:
     """Gates of one model, by site.
 
     Attributes:
@@ -213,7 +213,7 @@ class MaskSet:
         matched = [site for site in match_sites(self, family, sites) if site.name in factor]
         return scales(matched, factor, shapes)
 
-    def select(self, kinds: Iterable[str] = KINDS, blocks: str = "") -> MaskSet:
+    def select(self, kinds: Iterable[str] = KINDS, blocks: str = "") -> GateMask:
         """See :meth:`.edit.Mask.select`.
 
         Every other site stays in the mask with all its gates at 1, rather than being left out: shares stay shares of the whole
@@ -240,7 +240,7 @@ class MaskSet:
         """Whether all gates are exactly 0 or 1."""
         return all(bool(((g == 0) | (g == 1)).all()) for g in self.gates.values())
 
-    def harden(self, threshold: float = 0.5) -> MaskSet:
+    def harden(self, threshold: float = 0.5) -> GateMask:
         """A hard mask: gates of at least `threshold` become 1, the others 0.
 
         Raises:

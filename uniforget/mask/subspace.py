@@ -75,7 +75,7 @@ class Basis:
 
 
 @dataclass(frozen=True, eq=False)
-class Subspace:
+class SubspaceMask:
     """Bases of a model's Linears, and how much of the energy on neutral prompts is given up.
 
     Attributes:
@@ -114,7 +114,7 @@ class Subspace:
             ):
                 raise MaskError(f"Layer {name}: its {tuple(basis.vectors.shape)} vectors do not fit {basis.width} inputs.")
 
-    def at(self, threshold: float) -> Subspace:
+    def at(self, threshold: float) -> SubspaceMask:
         """The same directions with another threshold.
 
         Raises:
@@ -138,7 +138,7 @@ class Subspace:
         matched = [layer for layer in match_layers(self, family.name, layers) if layer.name in found]
         return {f"{path}.weight": found[layer.name] for layer in matched for path in layer.paths}
 
-    def select(self, kinds: Iterable[str] = KINDS, blocks: str = "") -> Subspace:
+    def select(self, kinds: Iterable[str] = KINDS, blocks: str = "") -> SubspaceMask:
         """See :meth:`.edit.Mask.select`; layers that are not chosen are left out."""
         chosen, extra = choose(self.kinds, self.info, kinds, blocks, self.digest())
         if len(chosen) == len(self.shared):
@@ -160,7 +160,7 @@ class Subspace:
         for name, base in self.shared.items():
             yield Part(name, self.kinds[name], *gone[base])
 
-    def trimmed(self, low: float, high: float) -> Subspace:
+    def trimmed(self, low: float, high: float) -> SubspaceMask:
         """With the fewest bf16 vectors that allow thresholds from `low` to `high`."""
         low, high = min(low, self.threshold), max(high, self.threshold)
         return replace(self, bases={n: b.trimmed(low, high) for n, b in self.bases.items()}, low=low, high=high)
@@ -208,7 +208,7 @@ def project(weight: torch.Tensor, basis: torch.Tensor, complement: bool, strengt
     return Project(basis, complement, strength).weight(weight)
 
 
-def match_layers(subspace: Subspace, family: str, layers: Iterable[Layer]) -> list[Layer]:
+def match_layers(subspace: SubspaceMask, family: str, layers: Iterable[Layer]) -> list[Layer]:
     """The model's layers that the subspace has directions for.
 
     Raises:
@@ -235,7 +235,7 @@ def match_layers(subspace: Subspace, family: str, layers: Iterable[Layer]) -> li
     return [there[name] for name in subspace.shared]
 
 
-def effective(subspace: Subspace, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> dict[str, Project]:
+def effective(subspace: SubspaceMask, strength: float = 1.0, per_kind: Mapping[str, float] | None = None) -> dict[str, Project]:
     """Layer name -> how its weight is projected; layers that stay as they are, are left out."""
     found = {}
     edits = {name: basis.edit(subspace.threshold) for name, basis in subspace.bases.items()}

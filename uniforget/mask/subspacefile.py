@@ -16,7 +16,7 @@ from .. import atomic
 from ..errors import BadContentsError, MaskError, MaskFileError, MaskWriteError, NotAMaskError
 from .file import check_start, parse
 from .info import MaskInfo
-from .subspace import Basis, Subspace
+from .subspace import Basis, SubspaceMask
 
 # The one key of the metadata, as in files of gates.
 MARK = "uniforget_subspace"
@@ -27,7 +27,7 @@ MAX_WIDTH = 1 << 17
 _NAME = re.compile(r"[!-~]{1,200}")
 
 
-def save(subspace: Subspace, path: str | os.PathLike[str], overwrite: bool = True) -> None:
+def save(subspace: SubspaceMask, path: str | os.PathLike[str], overwrite: bool = True) -> None:
     """Write `subspace` to `path`, replacing what is there in one step; vectors are rounded to bf16.
 
     Raises:
@@ -69,7 +69,7 @@ def is_subspace(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def load(path: str | os.PathLike[str]) -> Subspace:
+def load(path: str | os.PathLike[str]) -> SubspaceMask:
     """Read a subspace. Nothing that the file says is believed before it is checked.
 
     Raises:
@@ -91,7 +91,7 @@ def load(path: str | os.PathLike[str]) -> Subspace:
             with torch.inference_mode(False):
                 read = {base: _basis(file, base, *bases[base], name) for base in bases}
         shared, kinds = ({row[0]: row[i] for row in layers} for i in (2, 1))
-        found = Subspace(read, shared, kinds, threshold, MaskInfo.of(about), low, high)
+        found = SubspaceMask(read, shared, kinds, threshold, MaskInfo.of(about), low, high)
         if found.digest() != digest:
             _bad(name, "its digest does not belong to its contents")
         return found

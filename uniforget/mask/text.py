@@ -9,7 +9,7 @@ from ..errors import BadContentsError, MaskFileMissingError, NotAMaskError, TooL
 from . import file as maskfile
 from .edit import Mask
 from .files import gates_of
-from .info import MaskSet
+from .info import GateMask
 
 MARK = "uniforget-mask:"
 # Hard masks of the largest models take about 650,000 characters.
@@ -41,7 +41,7 @@ def to_text(mask: Mask) -> str:
     return text
 
 
-def from_text(text: str) -> MaskSet:
+def from_text(text: str) -> GateMask:
     """The mask that :func:`to_text` wrote; line breaks and spaces that were added on the way do no harm.
 
     Raises:

@@ -69,7 +69,7 @@ class Report:
         cautions: what a reader has to know before believing the rest.
         pairs: at most PAIRS are shown; the report says how many are not.
         texts: (heading, text) of figures and notes from elsewhere.
-        shares: kind -> share switched off, as :meth:`MaskSet.sparsity` gives it.
+        shares: kind -> share switched off, as :meth:`GateMask.sparsity` gives it.
         picture_of_mask: where the mask bites.
         model, mask, versions: what it was made with.
         settings: (node, its settings).

@@ -55,14 +55,14 @@ class Demo:
     def mask(self, kinds=("ffn", "norm"), seed=0, share=0.3, hard=True):
         """A random mask that fits the model."""
         from uniforget_pack.uniforget.hosts.comfy.apply import base_fingerprint, sites_of
-        from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+        from uniforget_pack.uniforget.mask.info import GateMask, MaskInfo
 
         family, sites = sites_of(self.model)
         info = MaskInfo(family=family.name, base=base_fingerprint(self.model), method="test")
         generator = torch.Generator().manual_seed(seed)
         draw = {s.name: torch.rand(s.units, generator=generator) for s in sites if s.kind in kinds}
         gates = {k: (v > share).float() if hard else v for k, v in draw.items()}
-        return MaskSet(gates, {s.name: s.kind for s in sites if s.name in gates}, info)
+        return GateMask(gates, {s.name: s.kind for s in sites if s.name in gates}, info)
 
 
 @pytest.fixture

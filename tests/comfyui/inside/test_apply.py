@@ -13,7 +13,7 @@ from uniforget_pack.uniforget.errors import MismatchError, SettingError
 from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, sites_of
 from uniforget_pack.uniforget.mask.edit import merge
 from uniforget_pack.uniforget.mask.gates import gated
-from uniforget_pack.uniforget.mask.info import MaskSet
+from uniforget_pack.uniforget.mask.info import GateMask
 
 FC2 = "joint_blocks.1.x_block.mlp.fc2"
 KEY = f"diffusion_model.{FC2}.weight"
@@ -35,7 +35,7 @@ def predict(demo, patcher):
 
 
 def changed(mask, **values):
-    return MaskSet(mask.gates, mask.kinds, mask.info.__class__(**{**vars(mask.info), **values}))
+    return GateMask(mask.gates, mask.kinds, mask.info.__class__(**{**vars(mask.info), **values}))
 
 
 def test_apply_sample_remove_restores_every_bit(demo):
@@ -147,9 +147,9 @@ def test_wrong_masks_and_settings_are_refused(demo):
         apply_mask(demo.model, changed(mask, family="flux"))
     with pytest.raises(MismatchError, match="do not exist in this model"):
         name = "joint_blocks.11.x_block.mlp.fc2"
-        apply_mask(demo.model, MaskSet({name: torch.zeros(768)}, {name: "ffn"}, mask.info))
+        apply_mask(demo.model, GateMask({name: torch.zeros(768)}, {name: "ffn"}, mask.info))
     with pytest.raises(MismatchError, match="10 ffn gates.*768 ffn units"):
-        apply_mask(demo.model, MaskSet({FC2: torch.zeros(10)}, {FC2: "ffn"}, mask.info))
+        apply_mask(demo.model, GateMask({FC2: torch.zeros(10)}, {FC2: "ffn"}, mask.info))
     with pytest.raises(SettingError, match="strength"):
         ApplyMask.execute(demo.model, mask, 1.5, 1.0, 1.0, 1.0)
 

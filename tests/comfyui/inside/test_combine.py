@@ -9,7 +9,7 @@ from uniforget_pack.nodes.maskio import LoadMask, SaveMask
 from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import SettingError
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, sites_of
-from uniforget_pack.uniforget.mask.info import MaskSet
+from uniforget_pack.uniforget.mask.info import GateMask
 from uniforget_pack.uniforget.model.blocks import block_of, describe_blocks, select_blocks
 from uniforget_pack.uniforget.model.sites import find_sites
 
@@ -62,7 +62,7 @@ def test_warnings_reach_the_node_and_the_log(demo, caplog):
     _, text = run(mask, mask, mode="difference")
     assert "switches nothing off" in text and "switches nothing off" in caplog.text
     caplog.clear()
-    other = MaskSet(mask.gates, mask.kinds, mask.info.__class__(**{**vars(mask.info), "base": "AAAA", "base_name": "dreamy_v7"}))
+    other = GateMask(mask.gates, mask.kinds, mask.info.__class__(**{**vars(mask.info), "base": "AAAA", "base_name": "dreamy_v7"}))
     made, text = run(mask, other, kinds="ffn")
     assert "different models (dreamy_v7)" in text and "dreamy_v7" in caplog.text
     # it goes on to warn wherever it is applied

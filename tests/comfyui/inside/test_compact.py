@@ -13,7 +13,7 @@ from uniforget_pack.uniforget.checkpoint import compactfile, safefile
 from uniforget_pack.uniforget.errors import MismatchError, ModelFileError
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 from uniforget_pack.uniforget.hosts.comfy.compact import compact, install
-from uniforget_pack.uniforget.mask.info import MaskSet
+from uniforget_pack.uniforget.mask.info import GateMask
 
 from tests.comfyui.inside import zoo
 from tests.comfyui.inside.test_loading_formats import NAME as SD3
@@ -32,7 +32,7 @@ def hard_mask(model, seed=0):
     gates[first][:] = 0
     gates[second][:] = 0
     gates[second][3] = 1
-    return MaskSet(gates, mask.kinds, mask.info)
+    return GateMask(gates, mask.kinds, mask.info)
 
 
 def predict(model, name, budget=1e32):
@@ -147,7 +147,7 @@ def test_saved_and_loaded(files, name):
     """Through the nodes; the file is smaller, and LoRAs land on what comes out of it."""
     model = zoo.patcher(name)
     mask = hard_mask(model)
-    mask = MaskSet(mask.gates, mask.kinds, replace(mask.info, base=""))
+    mask = GateMask(mask.gates, mask.kinds, replace(mask.info, base=""))
     state = {k: v for k, v in model.model.diffusion_model.state_dict().items()}
     files("diffusion_models", "small.safetensors", state)
     wanted = predict(apply_mask(model, mask), name)

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 from einops import rearrange
 from uniforget_pack.uniforget.hosts.diffusers.apply import find_modules, fold_
 from uniforget_pack.uniforget.mask.edit import merge
-from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.mask.info import GateMask, MaskInfo
 from uniforget_pack.uniforget.model.families.schema import KINDS
 from uniforget_pack.uniforget.model.sites import find_sites
 
@@ -256,7 +256,7 @@ class Pair:
 def random_mask(family, sites, seed=0):
     generator = torch.Generator().manual_seed(seed)
     gates = {s.name: torch.rand(s.units, generator=generator) for s in sites}
-    return MaskSet(gates, {s.name: s.kind for s in sites}, MaskInfo(family=family.name, base="", method="test"))
+    return GateMask(gates, {s.name: s.kind for s in sites}, MaskInfo(family=family.name, base="", method="test"))
 
 
 def shapes(state):

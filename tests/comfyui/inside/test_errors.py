@@ -14,7 +14,7 @@ from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
 from uniforget_pack.nodes.apply import ApplyMask
 from uniforget_pack.uniforget.errors import FamilyError, MismatchError
 from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, sites_of
-from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.mask.info import GateMask, MaskInfo
 
 from tests.comfyui.inside import zoo
 
@@ -23,7 +23,7 @@ FC2 = "joint_blocks.1.x_block.mlp.fc2"
 
 def with_gates(mask, gates, kinds=None, **info):
     """`mask` with other gates and information."""
-    return MaskSet(gates, kinds or {name: mask.kinds[name] for name in gates}, type(mask.info)(**{**vars(mask.info), **info}))
+    return GateMask(gates, kinds or {name: mask.kinds[name] for name in gates}, type(mask.info)(**{**vars(mask.info), **info}))
 
 
 def apply(model, mask, strength=1.0, ffn=1.0, norm=1.0, attn=1.0):
@@ -53,7 +53,7 @@ def test_a_mask_of_another_variant_is_refused_as_a_whole(learned, used):
     there = {s.name for s in sites_of(model)[1]}
     odd = [s.name for s in sites if s.name not in there]
     assert 0 < len(odd) < len(sites), "some of it fits"
-    mask = MaskSet({s.name: torch.zeros(s.units) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(family.name, ""))
+    mask = GateMask({s.name: torch.zeros(s.units) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(family.name, ""))
     expected = rf"^{len(odd)} of the mask's {len(sites)} sites do not exist in this model: {odd[0]}.*learn one for this model"
     with pytest.raises(MismatchError, match=expected):
         apply(model, mask)
@@ -65,7 +65,7 @@ def test_a_mask_of_other_sizes_names_the_sites_and_both_sizes(name):
     model = zoo.patcher(name)
     family, sites = sites_of(model)
     wider = {s.name: torch.zeros(s.units * (1 + i % 2)) for i, s in enumerate(sites)}
-    mask = MaskSet(wider, {s.name: s.kind for s in sites}, MaskInfo(family.name, ""))
+    mask = GateMask(wider, {s.name: s.kind for s in sites}, MaskInfo(family.name, ""))
     odd = sites[1]
     expected = (
         rf"^{len(sites) // 2} of the mask's {len(sites)} sites have another size or kind than in this model: "

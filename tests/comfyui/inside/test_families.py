@@ -11,7 +11,7 @@ from uniforget_pack.uniforget.hosts.comfy.learn import _thaw as thaw
 from uniforget_pack.uniforget.learn import Settings, learn, memory
 from uniforget_pack.uniforget.mask.edit import merge
 from uniforget_pack.uniforget.mask.gates import gated
-from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.mask.info import GateMask, MaskInfo
 from uniforget_pack.uniforget.model import families
 from uniforget_pack.uniforget.model.families.schema import KINDS
 from uniforget_pack.uniforget.model.sites import find_sites
@@ -28,7 +28,7 @@ def random_mask(sites, family, kinds=KINDS, seed=0):
     """Soft gates for the sites of `kinds`."""
     generator = torch.Generator().manual_seed(seed)
     gates = {s.name: torch.rand(s.units, generator=generator) for s in sites if s.kind in kinds}
-    return MaskSet(
+    return GateMask(
         gates, {s.name: s.kind for s in sites if s.name in gates}, MaskInfo(family=family.name, base="", method="test")
     )
 

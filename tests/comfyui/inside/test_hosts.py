@@ -15,8 +15,8 @@ from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, layers_of, si
 from uniforget_pack.uniforget.hosts.diffusers.apply import merge_
 from uniforget_pack.uniforget.hosts.webui import Request, Run, a1111
 from uniforget_pack.uniforget.mask.edit import merge
-from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
-from uniforget_pack.uniforget.mask.subspace import Basis, Subspace
+from uniforget_pack.uniforget.mask.info import GateMask, MaskInfo
+from uniforget_pack.uniforget.mask.subspace import Basis, SubspaceMask
 
 from tests.comfyui.inside import zoo
 from tests.unit import webui_host
@@ -32,7 +32,7 @@ def gates(model):
     values = {s.name: torch.rand(s.units, generator=generator) for s in sites}
     # As files keep them.
     values = {name: (v * 255).round() / 255 for name, v in values.items()}
-    return MaskSet(values, {s.name: s.kind for s in sites}, MaskInfo(family.name, ""))
+    return GateMask(values, {s.name: s.kind for s in sites}, MaskInfo(family.name, ""))
 
 
 def subspace(model):
@@ -46,7 +46,7 @@ def subspace(model):
         energy = torch.cat([torch.full((kept,), 1 / kept), torch.zeros(layer.width - kept)])
         bases[layer.name] = Basis(vectors.bfloat16().float(), energy)
     kinds = {layer.name: layer.kind for layer in layers}
-    return Subspace(bases, {name: name for name in bases}, kinds, 1e-4, MaskInfo(family, "", method="subspace"))
+    return SubspaceMask(bases, {name: name for name in bases}, kinds, 1e-4, MaskInfo(family, "", method="subspace"))
 
 
 def merged(model, mask, tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import MaskFileError, SettingError
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 from uniforget_pack.uniforget.mask import text as masktext
-from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
-from uniforget_pack.uniforget.mask.subspace import Basis, Subspace
+from uniforget_pack.uniforget.mask.info import GateMask, MaskInfo
+from uniforget_pack.uniforget.mask.subspace import Basis, SubspaceMask
 from uniforget_pack.uniforget.model.sites import find_sites
 
 from tests.comfyui.inside import zoo
@@ -80,7 +80,7 @@ def small():
         "joint_blocks.0.context_block.mlp.fc2": gates(0),
         "joint_blocks.1.x_block.mlp.fc2": gates(25),
     }
-    return MaskSet(made, dict.fromkeys(made, "ffn"), MaskInfo("sd3", ""))
+    return GateMask(made, dict.fromkeys(made, "ffn"), MaskInfo("sd3", ""))
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -99,7 +99,7 @@ def test_the_picture_shows_shares_as_colours(theme):
 def test_a_huge_model_is_drawn_small():
     shapes = {name: tuple(p.shape) for name, p in zoo.real("flux_dev").state_dict().items()}
     entry, sites = find_sites(shapes)
-    made = MaskSet({s.name: torch.ones(s.units) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(entry.name, ""))
+    made = GateMask({s.name: torch.ones(s.units) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(entry.name, ""))
     picture = mask_picture(made)
     assert picture.width < 2300 and cell(picture, 56, 0, 31) == colour(0)
 
@@ -131,7 +131,7 @@ def test_the_node_hands_on_the_chosen_blocks(demo):
 def test_the_node_takes_subspaces():
     layers = [f"joint_blocks.{i}.{s}_block.mlp.fc1" for i in range(2) for s in ("x", "context")]
     basis = Basis(torch.eye(8), torch.tensor([0.8, 0.1, 0.05, 0.03, 0.01, 0.005, 0.003, 0.002]))
-    subspace = Subspace(
+    subspace = SubspaceMask(
         {name: basis for name in layers},
         {n: n for n in layers},
         dict.fromkeys(layers, "ffn"),

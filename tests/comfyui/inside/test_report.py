@@ -91,7 +91,7 @@ def test_nothing_is_overwritten(demo, output, monkeypatch):
 
 
 def test_a_full_disk_leaves_nothing(demo, output, monkeypatch):
-    def full(path, content):
+    def full(path, content, overwrite=True):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(node.atomic, "replace", full)

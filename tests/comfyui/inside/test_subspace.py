@@ -15,7 +15,7 @@ from uniforget_pack.uniforget import config
 from uniforget_pack.uniforget.errors import MismatchError, SettingError
 from uniforget_pack.uniforget.hosts.comfy.apply import PREFIX, applied, apply_mask
 from uniforget_pack.uniforget.hosts.diffusers.apply import project_
-from uniforget_pack.uniforget.mask.subspace import Subspace
+from uniforget_pack.uniforget.mask.subspace import SubspaceMask
 
 from tests.comfyui.inside import zoo
 
@@ -52,7 +52,7 @@ def weights(patcher):
 
 def test_learned_and_applied(demo, learned):
     before = demo.sample(demo.model)
-    assert isinstance(learned, Subspace) and learned.info.family == "sd3" and learned.threshold == pytest.approx(0.01)
+    assert isinstance(learned, SubspaceMask) and learned.info.family == "sd3" and learned.threshold == pytest.approx(0.01)
     patched, text = apply(demo.model, learned)
     assert "directions removed" in text and "Careful" not in text
     assert not torch.equal(demo.sample(patched), before)

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask, base_fingerprint, sites_of
 from uniforget_pack.uniforget.mask.edit import merge
-from uniforget_pack.uniforget.mask.info import MaskInfo, MaskSet
+from uniforget_pack.uniforget.mask.info import GateMask, MaskInfo
 from uniforget_pack.uniforget.model.families.schema import KINDS
 
 from tests.comfyui.inside import zoo
@@ -49,7 +49,7 @@ def random_mask(model, kinds=KINDS, hard=True, seed=0):
     draw = {s.name: torch.rand(s.units, generator=generator) for s in sites if s.kind in kinds}
     gates = {name: (v > 0.3).float() if hard else v for name, v in draw.items()}
     info = MaskInfo(family=family.name, base=base_fingerprint(model), base_name="the test's", method="test")
-    return MaskSet(gates, {s.name: s.kind for s in sites if s.name in gates}, info)
+    return GateMask(gates, {s.name: s.kind for s in sites if s.name in gates}, info)
 
 
 def folded(model, mask, strength=1.0):

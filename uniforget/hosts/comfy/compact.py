@@ -22,7 +22,7 @@ from torch import nn
 from ...checkpoint import compactfile, safefile
 from ...checkpoint.compact import Cut, Plan, plan
 from ...errors import MismatchError, ModelFileError
-from ...mask.info import MaskSet
+from ...mask.info import GateMask
 from .apply import apply_mask
 from .network import PREFIX, own_modules, unpatched
 
@@ -112,7 +112,7 @@ def _cut_linear(linear: Any, cut: Cut, unpatched: Mapping[str, torch.Tensor], wh
     return small
 
 
-def compact(patcher: Any, mask: MaskSet, multiple: int = 8) -> tuple[Any, Plan]:
+def compact(patcher: Any, mask: GateMask, multiple: int = 8) -> tuple[Any, Plan]:
     """A clone of the ModelPatcher that computes with the mask at full strength, from smaller weights; the original is untouched.
 
     Raises:

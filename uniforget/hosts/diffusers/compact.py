@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from ...checkpoint.compact import Plan, plan
-from ...mask.info import MaskSet
+from ...mask.info import GateMask
 from ...model.names import modules_of, weights_of
 from .apply import merge_
 
 
 @torch.no_grad()
-def compact_(model: nn.Module, mask: MaskSet, multiple: int = 8) -> Plan:
+def compact_(model: nn.Module, mask: GateMask, multiple: int = 8) -> Plan:
     """Merge `mask` into the model and cut out what it switches off, in place.
 
     Raises:
