@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.test_learn import objective_of
+from tests.unit.test_trajectories import Mixed
 from tests.unit.tiny import TinyModel
 from uniforget.learn import Settings, memory
 from uniforget.learn.objectives import OBJECTIVES
@@ -100,3 +102,30 @@ def test_what_one_row_keeps_is_measured():
         objective.memory = "auto"
         objective.settle_memory(gates, kept_bytes(model, block=False))  # of four rows; guidance makes two of each
         assert (objective.memory, objective.rows) == ("micro", 1)
+
+
+class Asking(TorchDispatchMode):
+    """Counts what makes a GPU be waited for: asking a tensor for its value, its truth, or where it is not zero."""
+
+    ASK = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.ASK:
+            self.asked.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("mode", ["keep", "micro", "step", "block"])
+def test_an_update_asks_for_no_value_on_the_way(name, mode):
+    """Loss and gradient are made without a wait for the device, also where a batch's prompts differ in length."""
+    model = Mixed()
+    with Asking() as asking:
+        loss, _, _ = gradient_in(name, mode, model, rows=2)
+    assert loss > 0 and len({tuple(sorted(which)) for which in model.passes}) > 1
+    assert asking.asked == ["_local_scalar_dense"], "only the test itself asks, for the loss"

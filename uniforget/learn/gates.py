@@ -15,7 +15,7 @@ import torch
 from ..config import Settings
 from ..mask.gates import gated
 from ..mask.info import GateMask, MaskInfo
-from .model import Model, Progress, Result, Session
+from .model import Model, Progress, Result, Session, fetch
 from .objectives import OBJECTIVES, Objective
 from .optimize import Optimizer
 from .relax import INITIAL_LOGIT, hard_gates, sample_noise, soft_gates, sparsity_loss, split
@@ -92,7 +92,7 @@ class Learner:
         if step == self.soft_steps:
             self.choose_cut()
         if soft:
-            gates = soft_gates(self.logits, sample_noise(self.size, self.generator).to(self.logits.device))
+            gates = soft_gates(self.logits, fetch(sample_noise(self.size, self.generator), self.logits.device))
         else:
             if settings.target_sparsity:
                 self.state["cut"] = self._quantile(settings.target_sparsity)
@@ -107,10 +107,11 @@ class Learner:
         """What to report: shares of gates that are off, in one transfer from the device. With a target, also steers towards it."""
         off = (self.logits.detach() <= self.cut).cpu().split(self.units.tolist())
         counts = torch.stack([piece.sum() for piece in off])
+        share = (counts.sum() / self.size).item()
         if self.settings.target_sparsity and step <= self.soft_steps:
-            self._steer(step)
+            self._steer(step, share)
         shares = {kind: (counts[of].sum() / self.units[of].sum()).item() for kind, of in self.kinds.items()}
-        return Progress(step, self.settings.steps, loss, (counts.sum() / self.size).item(), off=shares)
+        return Progress(step, self.settings.steps, loss, share, off=shares)
 
     def on_step_end(self, progress: Progress) -> None:
         """The gap between relaxed gates and the hard mask, now and then."""
@@ -118,10 +119,10 @@ class Learner:
             progress.soft = self.objective.loss(self.probe, soft_gates(self.logits.detach() - self.cut))
             progress.hard = self.objective.loss(self.probe, self.hard())
 
-    def _steer(self, step: int) -> None:
-        """Set the sparsity weight so that the relaxed gates arrive near the target too."""
+    def _steer(self, step: int, share: float) -> None:
+        """Set the sparsity weight so that the relaxed gates, of which `share` are off, arrive near the target too."""
         target = self.settings.target_sparsity
-        miss = target * min(1.0, 2 * step / max(1, self.soft_steps)) - (self.logits.detach() <= 0).float().mean().item()
+        miss = target * min(1.0, 2 * step / max(1, self.soft_steps)) - share
         self.state["beta"] = min(max(self.state["beta"] * math.exp(0.5 * miss), 1e-6), 100.0)
 
     def _quantile(self, share: float) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from ..config import Settings
 from . import distributed, memory
-from .model import Model, euler, guided
+from .model import Model, euler, fetch, guided
 from .trajectories import Batches, TeacherCache
 
 
@@ -117,11 +117,6 @@ class Objective(ABC):
     def _latents(self, rows: list[int], k: int | torch.Tensor) -> torch.Tensor:
         """The teacher's latents at step `k`, float32 on the device."""
         return fetch(self.cache.states[rows, k], self.device).float()
-
-
-def fetch(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` (CPU) on `device`; for a GPU by way of pinned memory, so that nobody waits."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Stepwise(Objective):

@@ -144,7 +144,7 @@ def record_teacher(
             at = [place[row] for row in step.rows]
             with torch.autocast(step.x.device.type, enabled=False):  # which knows no float16 on CPUs
                 for name, found in seen.items():
-                    kept[name][at] = torch.stack(found, 1).cpu()
+                    kept[name][at] = torch.stack(found, 1).cpu()  # waits, once per batch of trajectories
                     found.clear()
             report(step.progress)
     # Summed here, at the end, so that no step has to wait for the device.

@@ -23,8 +23,7 @@ from torch import nn
 from ...config import Settings
 from ...errors import SettingError
 from ...learn.inplace import OutOfPlace
-from ...learn.model import by_group, grouped
-from ...learn.objectives import fetch
+from ...learn.model import by_group, fetch, grouped
 from ...learn.spill import Spill
 from ...model.layers import find_layers
 from ...model.names import modules_of, weights_of

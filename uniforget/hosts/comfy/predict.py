@@ -39,8 +39,9 @@ class Predictor:
 
     def clean(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the model sees them: what its predictions are to be compared with."""
+        empty = not torch.count_nonzero(latents)  # asked where they are: in main memory, a GPU need not be waited for
         latents = latents.to(self.device)
-        return self.model.process_latent_in(latents) if torch.count_nonzero(latents) else latents
+        return latents if empty else self.model.process_latent_in(latents)
 
     def predict(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> list[torch.Tensor]:
         """See :meth:`uniforget.checks.Denoiser.predict`."""

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ...errors import LearnError
+from ...learn.model import fetch
 
 # What pipelines call the network that masks act on.
 DENOISERS = ("transformer", "unet")
@@ -295,9 +296,10 @@ def row(call: Any, grows: Any, i: int) -> Any:
 
 
 def moved(value: Any, device: torch.device | str) -> Any:
-    """`value` with all its tensors on `device`."""
+    """`value` with all its tensors on `device`; those that wait in main memory get there without a wait, see :func:`fetch`."""
     if torch.is_tensor(value):
-        return value.to(device)
+        device = torch.device(device)
+        return fetch(value, device) if value.device.type == "cpu" else value.to(device)
     if isinstance(value, dict):
         return {name: moved(v, device) for name, v in value.items()}
     if isinstance(value, list | tuple):

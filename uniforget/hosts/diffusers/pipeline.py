@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from ...errors import LearnError
-from ...learn.model import by_group, grouped
-from ...learn.objectives import fetch
+from ...learn.model import by_group, fetch, grouped
 from ...learn.spill import Spill
 from .apply import find_modules, layers_of
 from .listener import Listener, Step, denoiser, distance, growth, join, joinable, moved, row
@@ -112,6 +111,7 @@ class PipelineModel:
             raise self._fault(f"expected latents as argument {self._latents} of its {listener.name}")
         self._grows = {name: part for name, part in grows.items() if name not in (self._latents, self._time)}
         self._calls: list[dict[str, Any]] = []
+        # One at a time: a call for several pads their texts to one length, and some models see the padding.
         for i, prompt in enumerate(prompts):
             self._calls.append(self._kept(listener.plain(prompt) if i else first))
             report(i + 1, len(prompts))
@@ -224,7 +224,8 @@ class PipelineModel:
 
     def _denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
         k = (self.sigmas[:-1] - sigma[:, None]).abs().argmin(1)
-        if not torch.equal(self.sigmas[k], sigma):
+        # A GPU would have to be waited for in every forward pass, and learning asks for nothing but `sigmas`.
+        if sigma.device.type == "cpu" and not torch.equal(self.sigmas[k], sigma):
             raise LearnError("This model only knows its own noise levels: expected sigma out of its sigmas.")
         arguments = moved(join([self._calls[i] for i in which], self._grows), self.device)
         at = sigma.view(-1, *[1] * (x.ndim - 1))
