@@ -4,6 +4,7 @@
 def all_nodes():
     """Every node class of the pack, in menu order."""
     from .apply import ApplyMask
+    from .cleanlora import CleanLora
     from .combine import CombineMasks
     from .compact import CompactModel
     from .compare import Compare
@@ -26,5 +27,5 @@ def all_nodes():
     learning = [LearnMask, RecoverQuality]
     using = [ApplyMask, PreviewComparison, StrengthSweep, Compare, MaskMapNode, PictureCheck, PromptCheck, Report]
     masks = [LoadMask, SaveMask, EmbeddedMask, CombineMasks, SetThreshold]
-    models = [SaveSanitized, CompactModel, LoadCompact, DemoModel, DemoScore]
+    models = [SaveSanitized, CleanLora, CompactModel, LoadCompact, DemoModel, DemoScore]
     return [guarded(node) for node in (*learning, *using, *masks, *models)]

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..config import APPLY, COMBINE, LEARN, MULTIPLE, RECOVER
+from ..config.copies import CLEAN_LORA
 from ..errors import SettingError
 from ..model.families import FAMILIES, sizes
 from ..model.families.schema import KINDS
@@ -219,6 +220,22 @@ def compact(
     from . import files as filecli
 
     _print(filecli.compact(model, mask, output, values["multiple"], overwrite), as_json)
+
+
+@app.command()
+@_options(CLEAN_LORA)
+def lora(
+    lora: Annotated[Path, typer.Argument(help="A LoRA that draws its training pictures (.safetensors).")],
+    base: Annotated[Path, typer.Argument(help="The model that it is for: a .safetensors checkpoint, or a diffusers folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the cleaned LoRA.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    **values: Any,
+) -> None:
+    """Write a LoRA of the same kind that keeps its style or subject and gives up what it learned by heart. No pictures, no prompts, no GPU."""
+    from . import files as filecli
+
+    _print(filecli.clean_lora(lora, base, output, overwrite, values), as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that read and write files: ``apply``, ``verify``, ``inspect``, ``combine``."""
+"""The commands that read and write files: ``apply``, ``lora``, ``verify``, ``inspect``, ``combine``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from .. import config, outputs, untrusted
 from ..checkpoint import compact as cutting
 from ..checkpoint import compactfile, safefile
+from ..checkpoint.cleanlora import clean
 from ..checkpoint.denoiser import find_denoisers
 from ..checkpoint.fileplan import Use
 from ..checkpoint.folder import denoiser_files
@@ -122,6 +123,13 @@ def compact(model: Path, mask: Path, output: Path, multiple: str, overwrite: boo
             [f"saved as {output}, {output.stat().st_size / model.stat().st_size:.0%} of the size", *cutting.report(found)]
         ),
     }
+
+
+def clean_lora(lora: Path, base: Path, output: Path, overwrite: bool, values: Mapping[str, float]) -> dict[str, Any]:
+    """Clean a LoRA; returns what ``--json`` prints."""
+    with _Bar("layers") as bar:
+        done = clean(lora, base, output, **values, overwrite=overwrite, report=bar.state)
+    return {**asdict(done), "target": str(done.target), "cautions": list(done.cautions), "summary": done.summary()}
 
 
 def check(path: Path, source: Path | None, masks: Sequence[Path]) -> dict[str, Any]:

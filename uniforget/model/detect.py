@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -194,14 +194,37 @@ def _layers(shapes: Shapes) -> int:
     return max(numbers) + 1 if numbers else 0
 
 
+@dataclass(frozen=True)
+class Translation:
+    """ComfyUI's path of a Linear that another host keeps in `of` pieces, of which this is `number`; ``alias`` says more."""
+
+    path: str
+    number: int
+    of: int
+    alias: Alias
+
+
+def translations(naming: Naming, path: str) -> Iterator[Translation]:
+    """What ComfyUI calls a module of another host, from its `path` with underscores for dots, as LoRA files have it.
+
+    UNets are taken to have two layers per block, as all that were published have.
+    """
+    for alias in naming.aliases:
+        name = _translate(alias, path, 2, "_")
+        if name is not None:
+            same = [other for other in naming.aliases if other.canonical == alias.canonical]
+            yield Translation(name, same.index(alias), len(same), alias)
+
+
 @cache
-def _pattern(alias: Alias) -> re.Pattern[str]:
-    return re.compile(re.escape(alias.other).replace(r"\{\}", r"(\d+)").replace(r"\{\*\}", "(.*)"))
+def _pattern(alias: Alias, dot: str = ".") -> re.Pattern[str]:
+    other = re.escape(alias.other.replace(".", dot))
+    return re.compile(other.replace(r"\{\}", r"(\d+)").replace(r"\{\*\}", "(.*)"))
 
 
-def _translate(alias: Alias, path: str, layers: int) -> str | None:
-    """The canonical path of a host's `path` by this alias, None if it says nothing about it."""
-    match = _pattern(alias).fullmatch(path)
+def _translate(alias: Alias, path: str, layers: int, dot: str = ".") -> str | None:
+    """The canonical path of a host's `path`, written with `dot` between its parts, by this alias; None if it says nothing about it."""
+    match = _pattern(alias, dot).fullmatch(path)
     if not match:
         return None
     values = list(match.groups())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .param import Param, params, setting, table
+from ..param import Param, params, setting, table
 
 PRESETS = {"weak": 1.0, "medium": 2.0, "strong": 5.0}
 _BETAS = ", ".join(f"{name} is {beta:g}" for name, beta in PRESETS.items())
