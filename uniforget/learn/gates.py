@@ -115,7 +115,7 @@ class Learner:
 
     def on_step_end(self, progress: Progress) -> None:
         """The gap between relaxed gates and the hard mask, now and then."""
-        if progress.step in self.measured:
+        if progress.step in self.measured and math.isnan(progress.hard):
             progress.soft = self.objective.loss(self.probe, soft_gates(self.logits.detach() - self.cut))
             progress.hard = self.objective.loss(self.probe, self.hard())
 

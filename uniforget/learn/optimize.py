@@ -52,26 +52,31 @@ class Optimizer:
             on_step_end: measures more, and writes it into the progress.
         """
         first = self._resume(objective)
+        if first:  # it may have been cancelled while it measured
+            on_step_end(self.curve[-1])
         order, clock = objective.batches, Clock(self.settings.steps, first)
         for step in range(first, self.settings.steps):
-            before, done = (self.generator.get_state(), list(order.left)), step
+            before, done, whole = (self.generator.get_state(), list(order.left)), step, True
             try:
                 began = time.monotonic()
                 loss, gradient = update(step)
                 # One wait for the device before Adam's step, because a loss that is no number must not move anything; `progress` is the other.
                 value = loss.item()
+                whole = not math.isfinite(value)  # nothing moves along one that is no number
                 self.move(value, gradient, step)
                 found = progress(step + 1, value)
                 found.seconds = time.monotonic() - began
                 self.curve.append(found)
-                before, done = (self.generator.get_state(), order.left), step + 1
+                before, done, whole = (self.generator.get_state(), order.left), step + 1, True
                 on_step_end(found)
                 if done % self.session.every == 0:
                     self._keep(objective, done, *before)
                 found.left = clock.left(done)
                 self.session.report(found)
             except BaseException:
-                self._keep(objective, done, *before)
+                # A signal may come within the move, and what has half moved is of no use: the state before it that is on disk is.
+                if whole:
+                    self._keep(objective, done, *before)
                 raise
         with contextlib.suppress(LearnError):  # on a full disk: the result may go to another one
             # A run whose result could not be saved goes straight back to saving.
@@ -94,7 +99,7 @@ class Optimizer:
         self.adam.step()
 
     def _resume(self, objective: Objective) -> int:
-        kept = resume.State.load(self.file, len(self.params)) if self.file else None
+        kept = resume.State.load(self.file, len(self.params), objective.items(), self.extra_state) if self.file else None
         if kept is None:
             objective.settle_memory(self.params, memory.free_bytes(self.params.device))
             return 0
@@ -108,9 +113,7 @@ class Optimizer:
         self.generator.set_state(kept.generator)
         objective.batches.left = kept.left
         self.curve = kept.curve
-        # Another way of spending memory rounds differently.
-        objective.memory = memory.MODES[int(kept.extra_state.pop("memory"))]
-        objective.rows = int(kept.extra_state.pop("rows"))
+        objective.memory, objective.rows = kept.memory, kept.rows
         self.extra_state.update(kept.extra_state)
         return kept.step
 
@@ -118,9 +121,8 @@ class Optimizer:
         if self.file is None or distributed.rank() or not step:
             return
         moments = self.adam.state[self.params]
-        spent = {"memory": float(memory.MODES.index(objective.memory)), "rows": float(objective.rows)}
-        first, second = moments["exp_avg"], moments["exp_avg_sq"]
-        resume.State(step, self.params, first, second, generator, left, {**self.extra_state, **spent}, self.curve).save(self.file)
+        tensors = (self.params, moments["exp_avg"], moments["exp_avg_sq"], generator)
+        resume.State(step, *tensors, left, objective.memory, objective.rows, self.extra_state, self.curve).save(self.file)
 
 
 def out_of_memory(error: torch.OutOfMemoryError, settings: Settings, kept: bool, also: str = "") -> LearnError:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,15 +18,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .. import atomic
+from .. import atomic, untrusted
 from ..config import Settings
 from ..errors import LearnError
 from ..mask.info import MaskInfo
-from . import distributed
+from ..model.families.schema import KINDS
+from . import distributed, memory
 from .model import Model, Progress
 
-FORMAT = "uniforget learning 4"
-_CURVE = ("step", "steps", "reconstruction", "off_share", "soft", "hard", "off")
+FORMAT = "uniforget learning 5"
+_CURVE = ("step", "steps", "reconstruction", "off_share", "soft", "hard")
+_TENSORS = ("params", "first", "second", "generator")
 T = TypeVar("T")
 
 
@@ -53,12 +56,12 @@ def read(path: Path, make: Callable[[dict[str, torch.Tensor], Any], T]) -> T:
         LearnError: the file is damaged, or something else.
     """
     try:
+        untrusted.header_length(path)
         with safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
-        if found.get("format") != FORMAT:
-            raise ValueError(f"format {found.get('format')!r}")
-        return make(tensors, json.loads(found["note"]))
+        expect(found.get("format") == FORMAT, f"format {found.get('format')!r:.80}")
+        return make(tensors, untrusted.parse_json(found["note"], untrusted.HEADER))
     except (
         SafetensorError,
         OSError,
@@ -67,9 +70,30 @@ def read(path: Path, make: Callable[[dict[str, torch.Tensor], Any], T]) -> T:
         TypeError,
         AttributeError,
         ArithmeticError,
-        RecursionError,
     ) as error:
-        raise LearnError(f"{path}: learning cannot be resumed from this file ({error}). Delete it to start over.") from error
+        raise LearnError(
+            f"{path}: learning cannot be resumed from this file ({error!s:.200}). Delete it to start over."
+        ) from error
+
+
+def expect(fits: bool, fault: str) -> None:
+    """See that what was read can be what was written.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not fits:
+        raise ValueError(fault)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a note is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of a note is a whole number from 0 on, as far as such are counted here."""
+    return type(value) is int and 0 <= value < 1 << 53
 
 
 @dataclass
@@ -81,6 +105,7 @@ class State:
         params, first, second: what is trained (gate logits, for a mask) and Adam's two moments, float32 (size,).
         generator: state of the generator, uint8.
         left: what is left of the current round over the items.
+        memory, rows: how memory is spent (:func:`.memory.choose`): another way rounds differently.
         extra_state: whatever else the next update depends on, by name (the cut, the sparsity weight).
         curve: progress so far.
     """
@@ -91,27 +116,61 @@ class State:
     second: torch.Tensor
     generator: torch.Tensor
     left: list[int]
+    memory: str
+    rows: int
     extra_state: dict[str, float]
     curve: list[Progress]
 
     def save(self, path: Path) -> None:
         """See :func:`write`."""
-        tensors = {"params": self.params, "first": self.first, "second": self.second, "generator": self.generator}
-        curve = [[getattr(p, name) for name in _CURVE] for p in self.curve]
-        write(path, tensors, {"step": self.step, "left": self.left, "extra_state": self.extra_state, "curve": curve})
+        kinds = list(self.curve[0].off) if self.curve else []
+        rows = [[*(getattr(p, name) for name in _CURVE), *(p.off[kind] for kind in kinds)] for p in self.curve]
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors["curve"] = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(_CURVE) + len(kinds))
+        note = {name: getattr(self, name) for name in ("step", "left", "memory", "rows", "extra_state")}
+        write(path, tensors, {**note, "kinds": kinds})
 
     @classmethod
-    def load(cls, path: Path, size: int) -> State | None:
-        """The state at `path`, with `size` numbers; None when there is no file. Errors: see :func:`read`."""
+    def load(cls, path: Path, size: int, items: int | None = None, extra: Collection[str] | None = None) -> State | None:
+        """The state at `path`; None when there is no file. Errors: see :func:`read`.
+
+        Args:
+            size: how many numbers are trained.
+            items: how many there are to make batches of; ``extra``: the names in ``extra_state``. None: any.
+        """
 
         def make(tensors: dict[str, torch.Tensor], note: Any) -> State:
-            if any(tensors[name].shape != (size,) for name in ("params", "first", "second")):
-                raise ValueError("it is of another model")
-            curve = [Progress(**dict(zip(_CURVE, values, strict=True))) for values in note.pop("curve")]
-            fields: dict[str, Any] = {**tensors, **note, "curve": curve}
-            return cls(**fields)
+            for name in ("params", "first", "second"):
+                expect(tensors[name].shape == (size,) and tensors[name].dtype == torch.float32, "it is of another model")
+                expect(bool(tensors[name].isfinite().all()), f"{name} are no numbers")
+            try:
+                torch.Generator().set_state(tensors["generator"])
+            except RuntimeError as error:
+                raise ValueError("it holds no generator's state") from error
+            curve, kinds = tensors.pop("curve"), note.pop("kinds")
+            fields: dict[str, Any] = {**{name: tensors[name] for name in _TENSORS}, **note}
+            expect(isinstance(kinds, list) and set(kinds) <= {*KINDS, "all"}, "its kinds are none")
+            expect(curve.dtype == torch.float64 and curve.shape == (note["step"], len(_CURVE) + len(kinds)), "its curve is none")
+            found = cls(**fields, curve=[_point(values, kinds) for values in curve.tolist()])
+            expect(is_count(found.step) and found.step > 0, "its step is none")
+            expect(
+                isinstance(found.left, list) and all(map(is_count, found.left)), "what is left of its round is no list of numbers"
+            )
+            expect(items is None or all(i < items for i in found.left), "it is of other prompts")
+            expect(found.memory in memory.MODES and is_count(found.rows) and found.rows > 0, "how it spends memory is unknown")
+            numbers = found.extra_state
+            expect(isinstance(numbers, dict) and all(map(is_number, numbers.values())), "its numbers are none")
+            expect(extra is None or numbers.keys() == set(extra), "it is of another method")
+            return found
 
         return read(path, make) if path.is_file() else None
+
+
+def _point(values: list[float], kinds: list[str]) -> Progress:
+    """One point of a curve out of its row."""
+    step, steps, *losses = values[: len(_CURVE)]
+    named: dict[str, Any] = dict(zip(_CURVE[2:], losses, strict=True))
+    return Progress(int(step), int(steps), **named, off=dict(zip(kinds, values[len(_CURVE) :], strict=True)))
 
 
 def run_key(model: Model, settings: Settings, info: MaskInfo) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,7 +70,19 @@ class Sums:
     @classmethod
     def load(cls, path: Path) -> Sums:
         """What :meth:`save` wrote. Errors: see :func:`.resume.read`."""
-        return resume.read(path, lambda tensors, note: cls(tensors, **note))
+
+        def make(tensors: dict[str, torch.Tensor], note: Any) -> Sums:
+            # In the order in which they were first seen, which the file does not keep: digests of subspaces depend on it.
+            resume.expect(len(note) == 4, "its note is of other things")
+            found = cls({name: tensors[name] for name in note["counts"]}, **note)
+            fits = found.traces.keys() == found.counts.keys() == tensors.keys() and found.shared.keys() >= tensors.keys()
+            resume.expect(fits and set(found.shared.values()) == tensors.keys(), "its names do not belong together")
+            resume.expect(all(t.dtype == torch.float64 for t in tensors.values()), "its sums are no float64")
+            resume.expect(all(map(resume.is_number, (*found.traces.values(), *found.counts.values()))), "its numbers are none")
+            resume.expect(resume.is_count(found.done), "how much is done is no number")
+            return found
+
+        return resume.read(path, make)
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,10 @@ class Collector:
         traces = torch.stack([trace for _, _, trace, _ in self.pending]).tolist()  # waits for the device, and so for the copies
         out = self.into
         for (name, _, _, count), product, trace in zip(self.pending, there, traces, strict=True):
+            if name in out.sums and out.sums[name].shape != product.shape:
+                raise LearnError(
+                    f"The sums that were kept of {name} are of another model. Delete the folder of unfinished work to start over."
+                )
             if name not in out.sums:
                 out.sums[name] = torch.zeros(product.shape, dtype=torch.float64)
                 out.traces[name] = out.counts[name] = 0.0
