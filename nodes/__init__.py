@@ -4,11 +4,13 @@
 def all_nodes():
     """Every node class of the pack, in menu order."""
     from .apply import ApplyMask
+    from .attackcheck import AttackCheck
     from .cleanlora import CleanLora
     from .combine import CombineMasks
     from .compact import CompactModel
     from .compare import Compare
     from .demo import DemoModel
+    from .drawguard import MemorizationGuard
     from .embedded import EmbeddedMask
     from .guard import guarded
     from .learn import LearnMask
@@ -25,7 +27,18 @@ def all_nodes():
     from .threshold import SetThreshold
 
     learning = [LearnMask, RecoverQuality]
-    using = [ApplyMask, PreviewComparison, StrengthSweep, Compare, MaskMapNode, PictureCheck, PromptCheck, Report]
+    using = [
+        ApplyMask,
+        MemorizationGuard,
+        PreviewComparison,
+        StrengthSweep,
+        Compare,
+        MaskMapNode,
+        PictureCheck,
+        PromptCheck,
+        AttackCheck,
+        Report,
+    ]
     masks = [LoadMask, SaveMask, EmbeddedMask, CombineMasks, SetThreshold]
     models = [SaveSanitized, CleanLora, CompactModel, LoadCompact, DemoModel, DemoScore]
     return [guarded(node) for node in (*learning, *using, *masks, *models)]

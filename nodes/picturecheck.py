@@ -91,8 +91,8 @@ class PictureCheck(io.ComfyNode):
         return io.NodeOutput(chart, text, table(captions, before, after), ui={**saved, **show(cls, text).as_dict()})
 
 
-def cropped(images, width, height):
-    """The pictures (n, height, width, 3) of that size, cropped in the middle.
+def cropped(images, width, height, at="Own-Picture Check", name="images"):
+    """The pictures (n, height, width, 3) of that size, cropped in the middle; they came in at the input `name` of the node `at`.
 
     Raises:
         SettingError: no pictures, or too many.
@@ -100,11 +100,11 @@ def cropped(images, width, height):
     if images is None or images.ndim != 4 or not len(images) or not min(images.shape[1:3]) or images.shape[-1] < 3:
         found = "nothing" if images is None else f"a tensor of shape {tuple(images.shape)}"
         raise SettingError(
-            f"Own-Picture Check: expected at least one colour picture in 'images'; found {found}. Connect an IMAGE output, such as Load Image's."
+            f"{at}: expected at least one colour picture in {name!r}; found {found}. Connect an IMAGE output, such as Load Image's."
         )
     if len(images) > MOST_PICTURES:
         raise SettingError(
-            f"Own-Picture Check: expected at most {MOST_PICTURES} pictures at a time; found {len(images)}. Check them in several runs."
+            f"{at}: expected at most {MOST_PICTURES} pictures at a time; found {len(images)}. Check them in several runs."
         )
     channels = images[..., :3].float().movedim(-1, 1)
     if channels.shape[-2:] != (height, width):

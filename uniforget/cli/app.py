@@ -20,7 +20,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..config import APPLY, COMBINE, LEARN, MULTIPLE, RECOVER
-from ..config.copies import CLEAN_LORA
+from ..config.copies import ATTACK, CLEAN_LORA
 from ..errors import SettingError
 from ..model.families import FAMILIES, sizes
 from ..model.families.schema import KINDS
@@ -236,6 +236,28 @@ def lora(
     from . import files as filecli
 
     _print(filecli.clean_lora(lora, base, output, overwrite, values), as_json)
+
+
+@app.command()
+@_options({"strength": APPLY["strength"], **ATTACK})
+def attack(
+    model: Annotated[str, typer.Argument(help="The original: a diffusers folder, or a single-file checkpoint.")],
+    picture: Annotated[Path, typer.Option(help="Your picture.")],
+    control: Annotated[Path, typer.Option(help="A picture of the same kind that the model cannot know.")],
+    mask: Annotated[
+        list[Path] | None, typer.Option(help="A mask or subspace: attacked before and after. Can be repeated.")
+    ] = None,
+    dtype: Dtype = "bf16",
+    device: Device = None,
+    config: Config = None,
+    as_json: Json = False,
+    **values: Any,
+) -> None:
+    """Try to dig a picture out of a model, before and after a mask, beside a picture that the model never saw."""
+    from .attack import attack_run
+
+    strength = values.pop("strength")
+    _print(attack_run(model, picture, control, mask or [], strength, dtype, device, config, values), as_json)
 
 
 @app.command()

@@ -30,6 +30,8 @@ from ...model.names import modules_of, weights_of
 from ...model.sites import Site
 
 T = TypeVar("T")
+# What text encoders make of a prompt, as ComfyUI's models are handed it: tokens, and a vector that stands for all of it.
+_TEXT = ("c_crossattn", "y")
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,23 @@ class _Loaded:
         options = {**self.options, "cond_or_uncond": [int(i == -1) for i in which], "sigmas": sigma[:1]}
         with differentiable() as mode:
             return mode.current(self.model.apply_model(x, sigma, **inputs, transformer_options=options))
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`uniforget.checks.attack.Victim`."""
+        mix = self.model.model_sampling.noise_scaling
+        x = torch.cat([mix(s, n[None], x0[None], False) for s, n, x0 in zip(sigma, noise, latents, strict=True)])
+        one, none = torch.ones(1, device=x.device), torch.zeros(1, device=x.device)
+        parts = [(mix(s, one, none, False).abs(), mix(s, none, one, False).abs()) for s in sigma]
+        return x, torch.cat([of_noise / (of_noise + of_picture) for of_noise, of_picture in parts])
+
+    def embedding(self, prompt: int) -> dict[str, torch.Tensor]:
+        """See :class:`uniforget.checks.attack.Victim`."""
+        return {name: self.conditions[prompt][name].cond for name in _TEXT if name in self.conditions[prompt]}
+
+    def put(self, prompt: int, embedding: dict[str, torch.Tensor]) -> None:
+        """See :class:`uniforget.checks.attack.Victim`."""
+        for name, value in embedding.items():
+            self.conditions[prompt][name].cond = value
 
 
 class _LearnSampler(comfy.samplers.Sampler):

@@ -18,6 +18,8 @@ from .listener import Listener, Step, denoiser, distance, growth, join, joinable
 
 # Arguments of a denoiser that carry the noise level.
 _TIMES = ("timestep", "t")
+# Arguments that a text encoder made.
+_TEXT = ("encoder_hidden_states", "pooled_projections")
 # Relative difference up to which two computations of the same thing count as the same.
 _ALIKE = 1e-3
 # The clean latent that a prediction stands for at sigma: factors of x and of the prediction.
@@ -221,6 +223,23 @@ class PipelineModel:
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
         """Predicted clean latents (n, ...); `sigma` (n,) must be among ``sigmas``."""
         return by_group(self.groups, self._denoise, x, sigma, which)
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`uniforget.checks.attack.Victim`."""
+        at = sigma.view(-1, *[1] * (latents.ndim - 1))
+        if self._predicts == "flow":
+            return (1 - at) * latents + at * noise, sigma
+        return latents + at * noise, sigma / (1 + sigma)
+
+    def embedding(self, prompt: int) -> dict[str, torch.Tensor]:
+        """See :class:`uniforget.checks.attack.Victim`."""
+        return {
+            name: self._calls[prompt][name].to(self.device) for name in _TEXT if torch.is_tensor(self._calls[prompt].get(name))
+        }
+
+    def put(self, prompt: int, embedding: dict[str, torch.Tensor]) -> None:
+        """See :class:`uniforget.checks.attack.Victim`."""
+        self._calls[prompt] = {**self._calls[prompt], **{name: part.to(self._dtype) for name, part in embedding.items()}}
 
     def _denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
         k = (self.sigmas[:-1] - sigma[:, None]).abs().argmin(1)
