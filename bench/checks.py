@@ -2,8 +2,8 @@
 
     python -m bench.checks --json FILE [--quick] [--testbed mmdit|unet|both] [--docs docs/checks.md]
 
-The same functions as the nodes', on diffusers' networks. Memorized are the 22 pictures and captions that the testbeds learned by heart;
-never seen are 12 pictures made or cropped the same way and 32 crops of photographs (scikit-image's). Everyday prompts name concepts that masks were learned
+The same functions as the nodes', on diffusers' networks. Memorized are the whole pictures and captions that the testbeds learned by heart;
+never seen are their twins, made the same way. Everyday prompts name concepts that masks were learned
 from ("calibrated") or not ("heldout"), and none of them is in the baseline. The mask is the preset strong at strength 1; it is learned when `.cache/forgetting` has none.
 
 `auc`: share of pairs (memorized, never seen) in which the memorized one scores higher, with a 95 % bootstrap interval over both.
@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from testbed import concepts, evaluate
-from testbed.data import _crop, to_tensor
+from testbed import concepts, evaluate, vae, verdict
+from testbed.data import to_tensor
 from testbed.host import TestbedModel, sample
 from uniforget.checks import picture, prompt, stats
 from uniforget.config import PICTURE_CHECK, PROMPT_CHECK
 
 from .common import machine, write_json
-from .forgetting import QUICK, Bed, Size
+from .forgetting import MODULES, QUICK, Bed, Size
 
-PHOTOGRAPHS = [
-    *("astronaut.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "hubble_deep_field.jpg", "ihc.png"),
-    *("moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg", "page.png", "text.png", "microaneurysms.png", "color.png"),
-]
+WHOLE = {
+    name: [i for i in items if i.group in verdict.WHOLE]
+    for name, items in (("memorized", concepts.MEMORIZED), ("never", concepts.NEVER))
+}
 PROMPTS = 96  # everyday prompts of each kind
 
 
@@ -51,15 +51,6 @@ class Denoiser:
         return list(found.float().chunk(len(which)))
 
 
-def crops(count: int) -> list[np.ndarray]:
-    """Crops of photographs, smaller and elsewhere than those that the testbeds know: uint8 (64, 64, 3)."""
-    from skimage import data
-
-    rng, folder = np.random.default_rng(0), Path(data.__file__).parent
-    names = [PHOTOGRAPHS[i % len(PHOTOGRAPHS)] for i in range(count)]
-    return [_crop(folder, name, rng.uniform(), rng.uniform(), rng.uniform(0.25, 0.5)) for name in names]
-
-
 def about(memorized: list[float], never: list[float]) -> dict[str, Any]:
     """How well a figure tells the two apart."""
     low, high = stats.auc_interval(memorized, never)
@@ -68,42 +59,42 @@ def about(memorized: list[float], never: list[float]) -> dict[str, Any]:
 
 def pictures(bed: Bed, networks: dict[str, Any], quick: bool) -> list[dict[str, Any]]:
     """Rows of Own-Picture Check: without and with captions, before and after."""
-    known = [bed.judge.pictures[bed.judge.captions.index(c)].numpy() for c in concepts.MEMORIZED]
-    unseen = [bed.judge.pictures[bed.judge.captions.index(c)].numpy() for c in concepts.NEVER]
-    more = crops(8 if quick else 32)
+    autoencoder = vae.load()
+    shown = {name: [bed.labeller.judge.pictures.render(i.picture)[0] for i in items] for name, items in WHOLE.items()}
     defaults = {name: param.default for name, param in PICTURE_CHECK.items()}
-    prompts = evaluate.some_learning_prompts(defaults["baseline"])
+    prompts = bed.prompts[: defaults["baseline"]]
     model = TestbedModel(networks["before"], bed.encoder, bed.tokenizer, prompts, steps=defaults["sampling_steps"])
-    own = list(sample(model, list(range(len(prompts))), list(range(len(prompts))), defaults["cfg"]))
+    own = list(sample(model, autoencoder, list(range(len(prompts))), list(range(len(prompts))), defaults["cfg"]))
     rows = []
     for caption in (False, True):
-        # crops have no captions of their own
-        groups = {"memorized": known, "never": unseen + ([] if caption else more), "own": own}
-        texts = [*concepts.MEMORIZED, *concepts.NEVER, *prompts]
+        groups = {**shown, "own": own}
+        texts = [*(i.caption for items in WHOLE.values() for i in items), *prompts]
         everything = np.stack([p for group in groups.values() for p in group])
         which = list(range(len(texts))) if caption else [-1] * len(everything)
         versions = picture.with_copies(torch.from_numpy(everything).float() / 255)
-        latents = torch.stack([to_tensor((v * 255).round().byte().numpy()) for v in versions])
+        latents = torch.stack([autoencoder.encode(to_tensor((v * 255).round().byte().numpy())) for v in versions])
         for when, network in networks.items():
             gains = picture.gains(Denoiser(network, bed, texts), latents, latents, which, 3 if quick else defaults["noises"])
             parts = dict(zip(groups, gains.split([len(g) for g in groups.values()]), strict=True))
             scores = {name: part.mean(1).tolist() for name, part in parts.items()}
             found = {name: picture.findings(part, parts["own"]) for name, part in parts.items() if name != "own"}
             share = lambda name, verdict, found=found: round(float(np.mean([f.verdict == verdict for f in found[name]])), 4)  # noqa: E731
-            photographs = [s for s, c in zip(scores["memorized"], concepts.MEMORIZED, strict=True) if c in concepts.PHOTOGRAPHS]
-            never = [s for s, c in zip(scores["never"], concepts.NEVER, strict=False) if c in concepts.NEVER_PHOTOGRAPHS]
+            photographs = [
+                [score for score, item in zip(scores[name], items, strict=True) if isinstance(item.picture, concepts.Crop)]
+                for name, items in WHOLE.items()
+            ]
             rows.append(
                 {"testbed": bed.name, "check": "picture", "caption": caption, "when": when}
                 | about(scores["memorized"], scores["never"])
                 | {
-                    "auc_photographs": round(stats.auc(photographs, never + scores["never"][len(concepts.NEVER) :]), 4),
+                    "auc_photographs": round(stats.auc(*photographs), 4),
                     "gain": round(float(np.median(scores["memorized"])), 4),
                     "gain_never": round(float(np.median(scores["never"])), 4),
                     "gain_own": round(float(np.median(scores["own"])), 4),
                     "known": share("memorized", "known"),
                     "unclear": share("memorized", "unclear"),
                     "false_known": share("never", "known"),
-                    "memorized": len(known),
+                    "memorized": len(scores["memorized"]),
                     "never": len(scores["never"]),
                 }
             )
@@ -112,17 +103,17 @@ def pictures(bed: Bed, networks: dict[str, Any], quick: bool) -> list[dict[str, 
 
 def prompts(bed: Bed, networks: dict[str, Any], quick: bool) -> list[dict[str, Any]]:
     """Rows of Prompt Check: one seed and the default number of seeds, before and after."""
-    base = evaluate.some_learning_prompts(PROMPT_CHECK["neutral"].default)
-    asked = {"memorized": list(concepts.MEMORIZED)}
+    base = bed.prompts[: PROMPT_CHECK["neutral"].default]
+    asked = {"memorized": [item.caption for item in WHOLE["memorized"]]}
     for name, heldout in (("calibrated", False), ("heldout", True)):
-        items = [item[0] for item in evaluate.neutral_prompts(heldout, 2 * PROMPTS, seed=3)]
+        items = evaluate.free_captions(heldout, 2 * PROMPTS, seed=3)
         asked[name] = [text for text in items if text not in base][: 24 if quick else PROMPTS]
     texts = [text for group in asked.values() for text in group]
     rows = []
     for seeds in (1,) if quick else (1, PROMPT_CHECK["seeds"].default):
         for when, network in networks.items():
             denoiser = Denoiser(network, bed, [*texts, *base])
-            found = prompt.pulls(denoiser, len(texts), len(base), (3, 64, 64), seeds)
+            found = prompt.pulls(denoiser, len(texts), len(base), (16, 12, 12), seeds)
             scores = prompt.scores(found[: len(texts)], found[len(texts) :])
             parts, start = {}, 0
             for name, group in asked.items():
@@ -201,7 +192,9 @@ def main(argv: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {"quick": args.quick, "machine": machine(), "rows": rows}
     for name in ("mmdit", "unet") if args.testbed == "both" else (args.testbed,):
-        bed = Bed(name, QUICK if args.quick else Size(neutral=4), Path(".cache/forgetting"))
+        if not MODULES[name].WEIGHTS.is_file():
+            continue
+        bed = Bed(name, QUICK if args.quick else Size(), Path(".cache/forgetting"))
         mask = bed.learned("gates strong stepwise", 0, preset="strong", objective="stepwise")
         networks = {"before": bed.network, "after": bed.edited(mask)}
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -2,12 +2,11 @@
 
 None of these belongs to the product. Scores are per site, float32 (units,); the lowest are switched off. METHOD and the papers
 name them: magnitude, activation energy (Wanda, arXiv 2306.11695, in its structured form), OBS (SparseGPT, arXiv 2301.00774, in its structured
-form), Fisher (Gauss-Newton, of the output), and a contrastive score that is told the memorized prompts.
+form), and Fisher (Gauss-Newton, of the output).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -18,7 +17,19 @@ from uniforget.learn.subspace import moments as collect
 from uniforget.learn.sums import Sums
 from uniforget.mask.gates import gated
 from uniforget.mask.info import GateMask, MaskInfo
-from uniforget.mask.subspace import Basis, SubspaceMask
+
+NAMES = ("random", "Fisher", "activation energy", "magnitude", "OBS")
+
+
+def scored(name: str, model: Model, settings: Settings) -> dict[str, torch.Tensor]:
+    """Scores by one of ``NAMES``: the lowest are switched off."""
+    return {
+        "random": lambda: random(model, settings.seed),
+        "Fisher": lambda: fisher(model, settings),
+        "activation energy": lambda: energy(model, settings),
+        "magnitude": lambda: magnitude(model),
+        "OBS": lambda: energy(model, settings) | obs(model, neurons(model, settings)),
+    }[name]()
 
 
 def info_of(model, method: str, seed: int) -> MaskInfo:
@@ -58,15 +69,9 @@ def magnitude(model) -> dict[str, torch.Tensor]:
     return out
 
 
-def energy(model: Model, settings: Settings, prompts: list[int] | None = None) -> dict[str, torch.Tensor]:
-    """Mean output energy on neutral prompts (the product's own "scores"), or on `prompts` (trajectories by number)."""
-    return scores.energies(model, scores.squares(model, settings, rows=prompts))
-
-
-def contrastive(model: Model, told: Model, settings: Settings) -> dict[str, torch.Tensor]:
-    """Neutral energy over the energy on the memorized prompts of `told`: needs targets, so an upper bound and no rival."""
-    neutral, memorized = energy(model, settings), energy(told, settings)
-    return {name: found / (memorized[name] + 1e-12) for name, found in neutral.items()}
+def energy(model: Model, settings: Settings) -> dict[str, torch.Tensor]:
+    """Mean output energy on neutral prompts (the product's own "scores")."""
+    return scores.energies(model, scores.squares(model, settings))
 
 
 def fisher(model: Model, settings: Settings, draws: int = 32) -> dict[str, torch.Tensor]:
@@ -117,50 +122,3 @@ def obs(model, moments: Sums, damping: float = 0.01) -> dict[str, torch.Tensor]:
 def _inverse(moments: Sums, name: str, damping: float) -> torch.Tensor:
     mean = moments.sums[name] / moments.counts[name]
     return torch.linalg.inv(mean + damping * mean.diagonal().mean() * torch.eye(len(mean), dtype=mean.dtype))
-
-
-@torch.no_grad()
-def compensated(network, model, mask: GateMask, moments: Sums, damping: float = 0.01):
-    """A copy of the network in which the kept columns of every down projection make up for those that `mask` removes."""
-    out = copy.deepcopy(network)
-    for site in model.sites:
-        gone = mask.gates[site.name] < 0.5
-        if site.kind != "ffn" or not bool(gone.any()) or bool(gone.all()):
-            continue
-        weight = out.get_submodule(site.places[0].path).get_parameter("weight")
-        inverse = _inverse(moments, site.name, damping)
-        update = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
-        new = weight.double() - weight.double()[:, gone] @ update
-        new[:, gone] = 0
-        weight.copy_(new)
-    return out
-
-
-def random_subspace(model, like: SubspaceMask, seed: int) -> SubspaceMask:
-    """Random directions of each input, as many kept as in `like`."""
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda name, basis: torch.linalg.qr(torch.randn(basis.width, basis.width, generator=generator))[0]  # noqa: E731
-    return _at_rank(model, like, draw, "random subspace", seed)
-
-
-def svd_subspace(model, like: SubspaceMask) -> SubspaceMask:
-    """The leading right singular directions of each weight, as many kept as in `like`; no data is looked at."""
-    layers = {layer.name: layer for layer in model.layers}
-
-    def draw(name: str, basis: Basis) -> torch.Tensor:
-        sharing = [layers[n] for n, b in like.shared.items() if b == name]
-        rows = [model.modules[p].get_parameter("weight").detach() for layer in sharing for p in layer.paths]
-        return torch.linalg.eigh(sum(w.T @ w for w in rows).double())[1].flip(1).float()
-
-    return _at_rank(model, like, draw, "weight SVD", 0)
-
-
-def _at_rank(model, like: SubspaceMask, draw, method: str, seed: int) -> SubspaceMask:
-    bases = {}
-    for name, basis in like.bases.items():
-        kept = basis.kept(like.threshold)
-        # All the energy stands in the kept directions, so that a tiny threshold keeps exactly those.
-        energies = torch.zeros(basis.width)
-        energies[:kept] = 1 / max(kept, 1)
-        bases[name] = Basis(draw(name, basis).contiguous(), energies)
-    return SubspaceMask(bases, dict(like.shared), dict(like.kinds), 1e-6, info_of(model, method, seed))

@@ -5,14 +5,12 @@
 Every row is one edited model. It is written as soon as it is measured, and rows that FILE has are not measured again: a run that was
 stopped goes on, and `--only` adds some rows. Masks are kept in `.cache/forgetting`.
 
-Columns: ``copies`` (share of samples from memorized captions that are copies, Carlini's criterion), ``copies_indomain``,
-``copies_outdomain``; ``neutral`` and ``heldout`` (share of right pictures, concepts that masks were and were not learned from);
-``neutral_similarity`` (correlation with the original's pictures from the same noise), ``diversity`` (distance between two samples of
-one neutral prompt, over the original's); ``copies_after_attack`` (text embeddings optimized for 50 steps from the memorized
-caption), ``copies_after_attack_noise`` (from noise), ``control_after_attack`` (the same attack for never-seen pictures),
-``copies_after_500`` (of every third picture); ``copies_after_finetune`` (100 steps on the original's own neutral pictures); ``copies_indirect`` (partial,
-shuffled and incomplete captions). ``off_*``: share of gates, or of directions, switched off (of both together: the gates). Empty: not measured for this row.
-``samples``: sampling seeds per memorized caption. Models run in bfloat16 (autocast), as on a GPU, which halves the time.
+Columns: the six shares of what is drawn for memorized captions that have another answer (scenes and photographs; :mod:`testbed.verdict`),
+``forgotten`` first, each with its 95 % interval (``_interval``), of the reserved captions ``forgotten_reserved``; ``ceiling`` and ``twins_copied``: what the unedited
+model gives for never-seen captions; ``neutral`` and ``heldout``: shares of right pictures for free captions whose concepts masks were, and were not, learned
+from; ``after_attack``: copies and partial copies once text embeddings are optimized for 50 steps from the memorized caption, ``after_attack_noise`` from noise,
+``after_finetune`` after 100 steps on the original's own neutral pictures; ``control_*`` is the same for never-seen pictures. ``off_*``: share of gates,
+or of directions, switched off. Empty: not measured for this row. Models run in bfloat16 (autocast), as on a GPU, which halves the time.
 """
 
 from __future__ import annotations
@@ -25,110 +23,91 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from testbed import attack as attacks
-from testbed import concepts, evaluate
+from testbed import concepts, evaluate, unet, verdict
 from testbed import model as mmdit
-from testbed.host import TestbedModel
-from testbed.judge import Judge
-from uniforget.checks.similarity import correlation
-from uniforget.config import LEARN, PRESETS
-from uniforget.hosts.diffusers.apply import fold_, project_
+from testbed.host import TestbedModel, sampler
+from uniforget.config import LEARN, METHODS, PRESETS, RECOVER
+from uniforget.hosts.diffusers.apply import fold_, lora_, project_
 from uniforget.learn import Settings, learn
+from uniforget.learn.recover import recover
 from uniforget.mask import files
 from uniforget.mask.info import GateMask, MaskInfo
 from uniforget.mask.subspace import SubspaceMask
 
+from . import controls
 from .common import machine, write_json
 from .finetune import finetuned
 
 KINDS = ("ffn", "norm")
-STRENGTHS = (0.25, 0.5, 0.75)
 # With gates of this preset, a subspace learned on top gives up less than it would alone.
 TOGETHER = 0.002
+SEEDS = (0, 1, 2)
+MODULES = {"mmdit": mmdit, "unet": unet}
+ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {"a": ("attack", {}), "n": ("attack_noise", {"start": "noise"})}
 
 
 @dataclass
 class Size:
-    """How much is measured: sampling seeds per memorized caption at most, neutral prompts and seeds for each, attacked captions."""
+    """How much is measured: sampling seeds per memorized caption, free captions and seeds for each, attacked captions, updates."""
 
-    seeds: int = 16
-    neutral: int = 96
-    neutral_seeds: int = 2
-    attacked: int = 22
+    seeds: int = 6
+    free: int = 96
+    free_seeds: int = 2
+    attacked: int = 24
     steps: int = 400
-    prompts: int = 0
+    prompts: int = 400
 
 
-SECOND = Size(seeds=8, neutral=64, neutral_seeds=2, attacked=11)
-QUICK = Size(seeds=4, neutral=48, neutral_seeds=2, attacked=6, steps=120, prompts=96)
+QUICK = Size(seeds=3, free=32, free_seeds=2, attacked=6, steps=150, prompts=200)
 
 
 @dataclass
 class Row:
-    """One edited model: what stands in the table, how it is made, and what is measured beside the basics."""
+    """One edited model: what stands in the table, how it is made, and which attacks it stands (letters of ``ATTACKS``, "f": fine-tuning)."""
 
     method: str
     build: Callable[[Bed], tuple[Any, Any]]
-    objective: str = ""
     preset: str = ""
-    strength: float = 1.0
     mask_seed: int = 0
     needs_targets: bool = False
+    self_found: bool = False
     note: str = ""
     attack: str = ""
-    samples: int = 16
 
     def key(self, testbed: str) -> dict[str, Any]:
         """What tells the row from all others."""
-        named = {n: getattr(self, n) for n in ("method", "objective", "preset", "strength", "mask_seed", "needs_targets", "note")}
-        return {"testbed": testbed} | named
+        names = ("method", "preset", "mask_seed", "needs_targets", "self_found", "note")
+        return {"testbed": testbed} | {name: getattr(self, name) for name in names}
 
 
 class Bed:
-    """A testbed with everything that rows share: the original and its pictures, learned masks, the judge."""
+    """A testbed with everything that rows share: the original, learned masks, the verdict."""
 
     def __init__(self, name: str, size: Size, work: Path):
-        if name == "unet":
-            from testbed import unet
-
-            loaded = unet.load()
-        else:
-            loaded = mmdit.load()
-        self.name, self.size, self.work, self.judge = name, size, work, Judge()
-        self.network, self.encoder, self.tokenizer = loaded
-        self.prompts = evaluate.learning_prompts()[:: len(evaluate.learning_prompts()) // size.prompts if size.prompts else 1]
-        self.items = {n: evaluate.neutral_prompts(n == "heldout", size.neutral) for n in ("neutral", "heldout")}
+        self.name, self.size, self.work, self.labeller = name, size, work, verdict.default()
+        self.network, self.encoder, self.tokenizer = MODULES[name].load()
+        self.prompts = evaluate.learning_prompts(size.prompts)
         self.cache: dict[str, Any] = {}
-        with drawing():
-            self.original = self.pictures(self.network, 1)
 
     def model(self, network: Any = None, prompts: list[str] | None = None, kinds: tuple[str, ...] = KINDS) -> TestbedModel:
         """A network as learning sees it."""
-        network = network or self.network
-        return TestbedModel(
-            network, self.encoder, self.tokenizer, prompts or self.prompts, steps=LEARN["sampling_steps"].default, kinds=kinds
-        )
+        steps = LEARN["sampling_steps"].default
+        return TestbedModel(network or self.network, self.encoder, self.tokenizer, prompts or self.prompts, steps, kinds)
 
     def settings(self, seed: int, **changes: Any) -> Settings:
         """What the demo learns with."""
         return Settings(**{"batch": 24, "seed": seed, "steps": self.size.steps} | changes)
 
-    def learned(
-        self, name: str, seed: int, kinds: tuple[str, ...] = KINDS, stream: str = "", base: Any = None, **changes: Any
-    ) -> GateMask | SubspaceMask:
-        """A mask or subspace learned as the product learns it, kept on the disk under `name`."""
+    def learned(self, name: str, seed: int, base: Any = None, preset: str = "custom", **changes: Any) -> GateMask | SubspaceMask:
+        """A mask learned as the product learns it, kept on the disk under `name`."""
         path = self.work / f"{self.name}-{self.size.steps}-{name.replace(' ', '_')}-{seed}.safetensors"
         if path.exists():
             return files.load(path)
-        model = self.model(base, kinds=kinds)
-        if stream:
-            model.sites = [s for s in model.sites if stream in s.name]
-        preset = changes.pop("preset", "custom")
-        beta = changes.pop("beta", PRESETS.get(preset, 0.0))
-        info = MaskInfo(family=model.family.name, base="", beta=beta, preset=preset, targets=kinds, seed=seed)
+        model, beta = self.model(base), changes.pop("beta", PRESETS.get(preset, 0.0))
+        info = MaskInfo(family=model.family.name, base="", beta=beta, preset=preset, targets=KINDS, seed=seed)
         with drawing():
             found = learn(model, self.settings(seed, beta=beta, **changes), info).mask
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,82 +121,65 @@ class Bed:
         return self.cache[name]
 
     def edited(self, edit: Any, strength: float = 1.0, base: Any = None) -> Any:
-        """A copy of the network with a mask or subspace folded in."""
+        """A copy of the network with a mask folded in."""
         out = copy.deepcopy(base or self.network)
         (project_ if isinstance(edit, SubspaceMask) else fold_)(out, edit, strength)
         return out
 
-    def pictures(self, network: Any, seeds: int) -> dict[str, np.ndarray]:
-        """Samples of memorized captions and of both kinds of neutral prompts, always from the same noise."""
-        sample, size = evaluate.sampler(network, self.encoder, self.tokenizer), self.size
-        captions = [m for m in concepts.MEMORIZED for _ in range(seeds)]
-        out = {"memorized": sample(captions, [1000 + i % seeds for i in range(len(captions))])}
-        for name, items in self.items.items():
-            each = [item[0] for item in items for _ in range(size.neutral_seeds)]
-            out[name] = sample(each, [2000 + k for k in range(len(each))])
-        return out
-
-    def measure(self, network: Any, samples: int) -> dict[str, Any]:
-        """The columns that every row has, with `samples` sampling seeds per memorized caption."""
-        size = self.size
-        seeds = min(samples, size.seeds)
-        found = self.pictures(network, seeds)
-        captions = [m for m in concepts.MEMORIZED for _ in range(seeds)]
-        copied = self.judge.copies(found["memorized"], captions).numpy()
-        inside = np.array([caption in concepts.COMPOSITIONS for caption in captions])
-        reserved = np.array([caption in concepts.RESERVED for caption in captions])
-        out: dict[str, Any] = {
-            "samples": seeds,
-            "copies": float(copied.mean()),
-            "copies_interval": evaluate.wilson(copied.sum(), len(copied)),
-            "copies_indomain": float(copied[inside].mean()),
-            "copies_outdomain": float(copied[~inside].mean()),
-            "copies_reserved": float(copied[reserved].mean()),
+    def measure(self, network: Any) -> dict[str, Any]:
+        """The columns that every row has."""
+        sample, size = sampler(network, self.encoder, self.tokenizer), self.size
+        settings: dict[str, Any] = {"labeller": self.labeller, "progress": lambda text: None}
+        if "twins" not in self.cache:
+            with drawing():
+                twins = evaluate.evaluate(
+                    sampler(self.network, self.encoder, self.tokenizer), size.seeds, 1, 1, **settings
+                )["never_seen"]["headline"]  # fmt: skip
+            self.cache["twins"] = twins
+        twins = self.cache["twins"]
+        found = evaluate.evaluate(sample, size.seeds, size.free, size.free_seeds, never=False, **settings)
+        shares = found["memorized"]["headline"]
+        out: dict[str, Any] = {"samples": shares["samples"]}
+        for label in verdict.LABELS[::-1]:
+            name = label.replace(" ", "_")
+            out |= {name: shares[label]["share"], f"{name}_interval": [shares[label]["low"], shares[label]["high"]]}
+        return out | {
+            "forgotten_reserved": found["memorized"]["reserved"]["forgotten"]["share"],
+            "ceiling": twins["forgotten"]["share"],
+            "ceiling_interval": [twins["forgotten"]["low"], twins["forgotten"]["high"]],
+            "twins_copied": twins["copy"]["share"] + twins["partial"]["share"],
+            "carlini": found["copies"],
+            "named_copied": found["memorized"]["named"]["copy"]["share"],
+            "templates_copied": {g: found["memorized"][g]["partial"]["share"] for g in ("foreground", "background")},
+            "neutral": found["right"],
+            "neutral_interval": found["right_interval"],
+            "heldout": found["heldout"],
+            "heldout_interval": found["heldout_interval"],
         }
-        for name, items in self.items.items():
-            each = [item for item in items for _ in range(size.neutral_seeds)]
-            right = self.judge.right(found[name], [i[1] for i in each], [i[2] for i in each]).numpy()
-            out |= {name: float(right.mean()), f"{name}_interval": evaluate.wilson(right.sum(), len(right))}
-        out["neutral_similarity"] = float(correlation(found["neutral"], self.original["neutral"]).mean())
-        out["diversity"] = _spread(found["neutral"], size.neutral_seeds) / _spread(self.original["neutral"], size.neutral_seeds)
-        return out
 
-    def attacked(self, network: Any, which: str) -> dict[str, float]:
-        """The columns that need optimizing: `which` holds some of "a" (caption), "n" (noise), "c" (control), "l" (long), "f", "i"."""
-        size, out = self.size, {}
-        memorized = list(concepts.MEMORIZED)[:: max(1, len(concepts.MEMORIZED) // size.attacked)][: size.attacked]
-        never = list(concepts.NEVER)[: max(2, size.attacked // 2)]
-        plans = {
-            "a": ("copies_after_attack", memorized, {}),
-            "n": ("copies_after_attack_noise", memorized, {"start": "noise"}),
-            "c": ("control_after_attack", never, {}),
-            "l": ("copies_after_500", memorized[::3], {"steps": 500}),
-            "k": ("control_after_500", never[::2], {"steps": 500}),
-        }
-        for letter, (name, captions, more) in plans.items():
-            if letter in which:
-                copied = attacks.copies_after(network, self.encoder, self.tokenizer, self.judge, captions, **more)
-                out[name] = float(copied.float().mean())
-                out[f"{name}_interval"] = evaluate.wilson(int(copied.sum()), len(copied))
+    def attacked(self, network: Any, which: str) -> dict[str, Any]:
+        """The columns that need optimizing."""
+        out: dict[str, Any] = {}
+        answerable = lambda items: [i.caption for i in items if i.group in verdict.ANSWERABLE]  # noqa: E731
+        step = max(1, len(answerable(concepts.MEMORIZED)) // self.size.attacked)
+        groups = {"after": answerable(concepts.MEMORIZED)[::step], "control": answerable(concepts.NEVER)[::step]}
+        for letter, (name, more) in ATTACKS.items():
+            for group, captions in groups.items():
+                if letter in which:
+                    labels = attacks.labels_after(network, self.encoder, self.tokenizer, self.labeller, captions, **more)
+                    out |= _copied(f"{group}_{name}", labels)
         if "f" in which:
-            tuned = finetuned(network, self)
-            sample = evaluate.sampler(tuned, self.encoder, self.tokenizer)
-            captions = [m for m in concepts.MEMORIZED for _ in range(4)]
-            pictures = sample(captions, [1000 + i % 4 for i in range(len(captions))])
-            out["copies_after_finetune"] = float(self.judge.copies(pictures, captions).float().mean())
-        if "i" in which:
-            pairs = [(m, text) for m in concepts.MEMORIZED for text in concepts.indirect(m)]
-            sample = evaluate.sampler(network, self.encoder, self.tokenizer)
-            pictures = sample([text for _, text in pairs for _ in range(4)], [4000 + k % 4 for k in range(4 * len(pairs))])
-            copied = self.judge.copies(pictures, [m for m, _ in pairs for _ in range(4)])
-            out["copies_indirect"] = float(copied.float().mean())
+            sample = sampler(finetuned(network, self), self.encoder, self.tokenizer)
+            for group, captions in groups.items():
+                each = [caption for caption in captions for _ in range(4)]
+                labels = self.labeller.labels(sample(each, [1000 + i % 4 for i in range(len(each))]), each)
+                out |= _copied(f"{group}_finetune", labels)
         return out
 
 
-def _spread(pictures: np.ndarray, seeds: int) -> float:
-    """Mean distance (root mean square) between the first two samples of each prompt."""
-    grouped = pictures.reshape(-1, seeds, pictures[0].size).astype(np.float64)
-    return float(np.sqrt(((grouped[:, 0] - grouped[:, 1]) ** 2).mean(1)).mean())
+def _copied(name: str, labels: list[str]) -> dict[str, Any]:
+    hits = sum(label in ("copy", "partial") for label in labels)
+    return {name: hits / len(labels), f"{name}_interval": list(verdict.interval(hits, len(labels)))}
 
 
 def off_shares(edit: Any) -> dict[str, float | None]:
@@ -231,22 +193,109 @@ def drawing() -> Any:
     return torch.autocast("cpu", torch.bfloat16)
 
 
+def original(attack: str = "anf") -> Row:
+    """The model as it is."""
+    return Row("original", lambda bed: (bed.network, None), attack=attack)
+
+
+def gates_of(bed: Bed, preset: str, seed: int = 0, objective: str = "stepwise") -> GateMask:
+    """The learned gates of a preset."""
+    return bed.learned(f"gates {preset} {objective}", seed, preset=preset, objective=objective)  # type: ignore[return-value]
+
+
+def space_of(bed: Bed, threshold: float, seed: int = 0, base: Any = None, name: str = "subspace") -> SubspaceMask:
+    """The learned subspace at a threshold."""
+    return bed.learned(name, seed, base, "strong", objective="subspace").at(threshold)  # type: ignore[union-attr]
+
+
+def gates(preset: str, seed: int = 0, objective: str = "stepwise", attack: str = "") -> Row:
+    """The paper's method: gates on neurons and norm channels."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        mask = gates_of(bed, preset, seed, objective)
+        return bed.edited(mask), mask
+
+    return Row("gates", build, preset, seed, note="" if objective == "stepwise" else objective, attack=attack)
+
+
+def subspace(preset: str, seed: int = 0, attack: str = "") -> Row:
+    """Subspace forgetting alone."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        found = space_of(bed, METHODS["subspace"].amount(preset), seed)
+        return bed.edited(found), found
+
+    return Row("subspace", build, preset, seed, attack=attack)
+
+
+def both(preset: str, seed: int = 0, attack: str = "") -> Row:
+    """Gates, then a subspace that was learned on the model with these gates."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        mask = gates_of(bed, preset, seed)
+        base = bed.edited(mask)
+        return bed.edited(space_of(bed, TOGETHER, seed, base, f"subspace on gates {preset}"), base=base), mask
+
+    return Row("gates + subspace", build, preset, seed, attack=attack)
+
+
+def recovered(preset: str, seed: int = 0, attack: str = "") -> Row:
+    """Gates, then a LoRA that brings quality back from neutral prompts alone."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        mask = gates_of(bed, preset, seed)
+        with drawing():
+            settings = bed.settings(seed, learning_rate=RECOVER["learning_rate"].default)
+            lora = recover(bed.model(), mask, settings, RECOVER["rank"].default)
+        network = bed.edited(mask)
+        lora_(network, lora)
+        return network, mask
+
+    return Row("gates + recovery", build, preset, seed, attack=attack)
+
+
+def control(name: str, preset: str = "strong", scale: float = 1.0, seed: int = 0) -> Row:
+    """Another way of choosing, at the sparsity of each kind that the gates of a preset have (times `scale`)."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        model, settings = bed.model(), bed.settings(seed)
+        found = bed.once(f"{name} {seed}", lambda: controls.scored(name, model, settings))
+        mask = controls.ranked(model, found, controls.shares(gates_of(bed, preset), scale), name, seed)
+        return bed.edited(mask), mask
+
+    return Row(f"control: {name}", build, preset, seed, note=f"sparsity x {scale:g}" if scale != 1 else "")
+
+
+def quick() -> list[Row]:
+    """A look in some minutes."""
+    return [original("a"), gates("strong", attack="a"), control("random"), control("Fisher")]
+
+
+def full(testbed: str) -> list[Row]:
+    """Everything, the most telling first."""
+    rows = [original(), gates("strong", attack="anf"), both("strong", attack="anf"), subspace("strong", attack="a")]
+    rows += [gates("medium", attack="a"), gates("weak", attack="a"), recovered("strong", attack="a")]
+    rows += [control(name) for name in controls.NAMES]
+    rows += [control(name, scale=s) for name in ("random", "Fisher") for s in (0.5, 0.75)]
+    for seed in SEEDS[1:]:
+        rows += [gates("strong", seed, attack="a"), both("strong", seed, attack="a"), subspace("strong", seed, attack="a")]
+    return [*rows, gates("strong", objective="trajectory", attack="a"), gates("strong", objective="scores", attack="a")]
+
+
 def run(bed: Bed, rows: list[Row], file: Path, only: str) -> None:
     """Measure what `file` lacks; several runs may share it."""
     for row in rows:
         key = row.key(bed.name)
         words = " ".join(str(v) for v in key.values())
-        if only not in words:
-            continue
         found = _kept(file, key)[1]
         have = set(found.get("measured", ""))
-        if found and set(row.attack) <= have:
+        if only not in words or (found and set(row.attack) <= have):
             continue
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network, edit = row.build(bed)
             with drawing():
-                figures = {} if found else key | off_shares(edit) | bed.measure(network, row.samples)
+                figures = {} if found else key | off_shares(edit) | bed.measure(network)
                 figures |= bed.attacked(network, "".join(letter for letter in row.attack if letter not in have))
         rows_now, found = _kept(file, key)
         if not found:
@@ -254,8 +303,7 @@ def run(bed: Bed, rows: list[Row], file: Path, only: str) -> None:
         found |= figures
         found["measured"] = "".join(sorted(have | set(row.attack)))
         write_json(file, {"rows": rows_now, "machine": machine()})
-        show = {n: f"{v:.1%}" for n, v in found.items() if isinstance(v, float) and n not in ("strength",)}
-        print(words, "|", "  ".join(f"{n} {v}" for n, v in show.items()), flush=True)
+        print(words, "|", "  ".join(f"{n} {v:.1%}" for n, v in found.items() if isinstance(v, float)), flush=True)
 
 
 def _kept(file: Path, key: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -266,8 +314,6 @@ def _kept(file: Path, key: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[s
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark."""
-    from .forgetting_rows import full, quick
-
     parser = argparse.ArgumentParser(prog="python -m bench.forgetting", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--json", type=Path, metavar="FILE", required=True, help="where rows are kept; those it has are not measured again"
@@ -284,10 +330,13 @@ def main(arguments: list[str] | None = None) -> int:
         write(json.loads(options.json.read_text()), options.docs)
         return 0
     for name in ("mmdit", "unet") if options.testbed == "both" else (options.testbed,):
-        if options.quick and name == "unet":
-            continue
-        bed = Bed(name, QUICK if options.quick else {"mmdit": Size(), "unet": SECOND}[name], options.work)
-        run(bed, quick() if options.quick else full(name), options.json, options.only)
+        if MODULES[name].WEIGHTS.is_file():
+            run(
+                Bed(name, QUICK if options.quick else Size(), options.work),
+                quick() if options.quick else full(name),
+                options.json,
+                options.only,
+            )
     return 0
 
 

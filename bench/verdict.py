@@ -5,8 +5,7 @@
 ``edits``: the share of the memorized pictures (scenes, photographs and those with a name) that are called copies after one edit each;
 ``copies_found`` is the lowest of them. ``false_alarms``: the share of free pictures of the never-seen twins' own words, drawn with another seed than
 the thresholds, that are called a copy of the twin's picture; ``false_partial`` those called a partial one. ``mixtures``: the verdicts on 32 mixtures of a memorized picture with its
-twin's, none of which is a new, whole, right picture: ``mixtures_forgotten`` must be 0. Photographs of never-seen twins come from the training
-pictures (``--work``), as the committed references only carry the fixed ones.
+twin's, none of which is a new, whole, right picture: ``mixtures_forgotten`` must be 0.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from testbed.scenes import concepts as c
-from testbed.scenes import references, verdict
-from testbed.scenes.data import Pictures
+from testbed import captions, verdict
+from testbed import concepts as c
 
 from .common import machine, write_json
 
@@ -66,32 +64,32 @@ def mixtures(rendered: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[tuple[s
     return out
 
 
-def measure(work: Path, free: int = FREE, seed: int = 0) -> dict[str, Any]:
+def measure(free: int = FREE, seed: int = 1) -> dict[str, Any]:
     """The figures."""
     labeller = verdict.Verdict()
     rng = np.random.default_rng(seed)
     whole = [item for item in c.MEMORIZED if item.group in verdict.WHOLE]
-    rendered = {item.caption: labeller.references.render(item.picture) for item in references.ITEMS}
+    rendered = {item.caption: labeller.judge.pictures.render(item.picture) for item in captions.ITEMS}
     edited = zip(*(edits(rendered[item.caption][0], rng) for item in whole), strict=True)
-    captions = [item.caption for item in whole]
+    texts = [item.caption for item in whole]
     found = {}
     for name, pictures in zip(EDITS, edited, strict=True):
-        known = labeller.likeness(np.stack(pictures), captions)
+        known = labeller.likeness(np.stack(pictures), texts)
         called = [k.carlini or k.structural for k in known]
         alone = float(np.mean([k.carlini for k in known]))
         found[name] = {
             "share": float(np.mean(called)),
             "carlini_alone": alone,
-            "missed": [x for x, yes in zip(captions, called, strict=True) if not yes],
+            "missed": [x for x, yes in zip(texts, called, strict=True) if not yes],
         }
-    pictures = Pictures(work)
+    pictures = labeller.judge.pictures
     alarms, partial, by_group = [], [], collections.defaultdict(list)
     began = time.perf_counter()
     for item in c.NEVER:
         if item.words is None:
             continue  # its caption has no free picture
         own = random.Random(f"bench {seed} {item.caption}")
-        words = [references.free_words(item, own) for _ in range(free)]
+        words = [captions.free_words(item, own) for _ in range(free)]
         drawn = np.stack([pictures.render(c.draw(own, w))[0] for w in words])
         labels = labeller.labels(drawn, [c.caption(w) for w in words])
         if item.group in verdict.WHOLE:
@@ -120,12 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m bench.verdict", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", required=True)
-    parser.add_argument(
-        "--work", type=Path, default=Path(".cache/testbed"), help="where training pictures are, or are fetched to"
-    )
     parser.add_argument("--free", type=int, default=FREE, help="pictures of each never-seen caption")
     options = parser.parse_args(arguments)
-    found = measure(options.work, options.free)
+    found = measure(options.free)
     write_json(options.json, found)
     print(
         f"copies found {found['copies_found']:.0%}, false alarms {found['false_alarms']:.1%} (and {found['false_partial']:.1%} partial), "

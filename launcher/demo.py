@@ -17,6 +17,7 @@ from .setup import say
 
 LEARN_NODE, SCORE_NODE = "UniForgetLearn", "UniForgetDemoScore"
 PICTURE = OUTPUT / "forget_demo.png"
+SILENCE = 8.0  # seconds without a line of progress
 
 
 def demo(install: Install, port: int | None, preset: str | None, json_file: Path | None) -> int:
@@ -117,7 +118,7 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
 
 
 class Progress:
-    """Prints which node runs and how far it is: one line that changes in a terminal, a line every tenth elsewhere."""
+    """Prints which node runs and how far it is: one line that changes in a terminal, a line every tenth, and every 8 s, elsewhere."""
 
     def __init__(self, prompt: dict[str, Any], out: Any = None):
         self.titles = {
@@ -125,7 +126,7 @@ class Progress:
         }
         self.out = out or sys.stdout
         self.node = ""
-        self.began = 0.0
+        self.began = self.said = 0.0
         self.tenth = -1
 
     def __call__(self, kind: str, data: dict[str, Any]) -> None:
@@ -141,7 +142,8 @@ class Progress:
 
     def _enter(self, node: str) -> None:
         self._end_line()
-        self.node, self.began, self.tenth = node, time.monotonic(), -1
+        self.node, self.tenth = node, -1
+        self.began = self.said = time.monotonic()
         self._write(f"  {self.titles.get(node, node)}", stay=True)
 
     def _show(self, value: float, total: float) -> None:
@@ -149,8 +151,8 @@ class Progress:
         tenth = int(10 * value / total)
         if self.out.isatty():
             self._write(text, stay=True)
-        elif tenth > self.tenth:
-            self.tenth = tenth
+        elif tenth > self.tenth or time.monotonic() - self.said >= SILENCE:
+            self.tenth, self.said = tenth, time.monotonic()
             self._write(text, stay=False)
 
     def _write(self, text: str, stay: bool) -> None:

@@ -5,7 +5,12 @@ from typing import Any
 from .errors import LauncherError
 
 SCORE_KEY = "uniforget_score"
+SIX = ("forgotten", "copy", "partial", "broken", "off_prompt", "collapsed")  # shares of what is drawn for memorized captions
 SHARES = (
+    *SIX,
+    "forgotten_reserved",
+    "ceiling",
+    "twins_copied",
     "copies_before",
     "copies_after",
     "copies_after_heldout",
@@ -18,9 +23,17 @@ SHARES = (
 )
 FIGURES = (*SHARES, "learn_seconds", "strength", "seeds")
 
+SAID = {
+    "copy": "a copy",
+    "partial": "a copy of a part",
+    "broken": "broken",
+    "off_prompt": "not what the caption says",
+    "collapsed": "new, but the same for every seed",
+}
+
 # The demo's exit code is 0 only when all of these hold.
 MIN_COPIES_BEFORE = 0.5
-MAX_COPIES_KEPT = 0.25
+MAX_COPIES = 0.05  # whole and partial ones
 MAX_NEUTRAL_LOSS = 0.05
 MAX_HELDOUT_LOSS = 0.08
 
@@ -50,9 +63,9 @@ def reasons_against(figures: dict[str, Any]) -> list[str]:
         reasons.append(
             f"only {percent(f['copies_before'])} copies before the mask: this model hardly memorized, nothing is shown"
         )
-    if f["copies_after"] > MAX_COPIES_KEPT * f["copies_before"]:
-        allowed = percent(MAX_COPIES_KEPT * f["copies_before"])
-        reasons.append(f"{percent(f['copies_after'])} copies are left, at most {allowed} are allowed")
+    if f["copy"] + f["partial"] > MAX_COPIES:
+        left = percent(f["copy"] + f["partial"])
+        reasons.append(f"{left} copies and partial copies are left, at most {percent(MAX_COPIES)} are allowed")
     if f["neutral_after"] < f["neutral_before"] - MAX_NEUTRAL_LOSS:
         allowed = percent(max(0.0, f["neutral_before"] - MAX_NEUTRAL_LOSS))
         reasons.append(f"quality on neutral prompts fell to {percent(f['neutral_after'])}, at least {allowed} is expected")
@@ -74,15 +87,19 @@ def table(figures: dict[str, Any]) -> str:
     f = figures
     rows = [
         ("", "before", "after"),
+        ("forgotten: a new, whole, right picture", "", percent(f["forgotten"])),
+        ("  of captions kept out of tuning", "", percent(f["forgotten_reserved"])),
+        ("  the ceiling: captions never trained on", percent(f["ceiling"]), ""),
+        *((f"  {SAID[key]}", "", percent(f[key])) for key in SIX[1:]),
         ("copies of training pictures", percent(f["copies_before"]), percent(f["copies_after"])),
         ("  of captions kept out of tuning", "", percent(f["copies_after_heldout"])),
-        ("  of pictures like the neutral ones", "", percent(f["copies_after_indomain"])),
+        ("  of scenes", "", percent(f["copies_after_indomain"])),
         ("quality, neutral prompts", percent(f["neutral_before"]), percent(f["neutral_after"])),
         ("quality, concepts never calibrated on", percent(f["heldout_before"]), percent(f["heldout_after"])),
         ("share of the model switched off", percent(0), percent(f["off_share"])),
     ]
-    lines = [f"{name:<40}{before:>10}{after:>10}" for name, before, after in rows]
-    lines.insert(1, "-" * 60)
+    lines = [f"{name:<42}{before:>10}{after:>10}" for name, before, after in rows]
+    lines.insert(1, "-" * 62)
     seconds = f"learned in {f['learn_seconds']:.0f} s"
     if f.get("score_seconds"):
         seconds += f", scored in {f['score_seconds']:.0f} s"

@@ -7,12 +7,10 @@ import comfy.samplers
 import comfy.utils
 import torch
 
-from ..testbed.evaluate import some_learning_prompts
 from ..uniforget import config
 from ..uniforget.hosts.comfy.sample import random_state_kept
 from ..uniforget.prompts import neutral_prompts
 from .apply import forget
-from .demo import TestbedModel
 
 # The pictures that a model drew itself, by what they were drawn with. Clones share a model, so its patches are a part of that.
 _drawn: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
@@ -28,7 +26,7 @@ def forgotten(model, mask, strength):
 
 def neutral(model, count):
     """`count` bundled neutral prompts that fit the model, as varied as so few can be."""
-    return some_learning_prompts(count) if isinstance(model.model, TestbedModel) else neutral_prompts()[:count]
+    return getattr(model.model, "neutral_prompts", neutral_prompts)()[:count]
 
 
 def encoder(clip):

@@ -14,6 +14,7 @@ import torch
 from comfy_api.latest import io
 
 from ..testbed import model as tb
+from ..testbed import vae as autoencoder
 from ..testbed.concepts import CANVAS
 from ..testbed.evaluate import learning_prompts
 from ..testbed.text import TextEncoder, WordTokenizer
@@ -45,12 +46,21 @@ class TestbedModel(comfy.model_base.SD3):
         self.model_sampling = _Sampling(model_config)
 
 
+class _Latents(comfy.latent_formats.LatentFormat):
+    """Of the demo model's own autoencoder: 16 channels, one for 8x8 pixels, of mean square 1 as they are."""
+
+    latent_channels = autoencoder.CHANNELS
+
+    def __init__(self):
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = autoencoder.preview_factors()
+
+
 class TestbedConfig(comfy.supported_models.SD3):
     """Sizes of the testbed for ComfyUI's own MMDiT class."""
 
     unet_config: dict = {}
     sampling_settings = {"shift": tb.SHIFT}
-    latent_format = comfy.latent_formats.ChromaRadiance
+    latent_format = _Latents
     vae_key_prefix = ["vae."]
     memory_usage_factor = 1.0
 
@@ -92,6 +102,19 @@ class _TextModel(torch.nn.Module):
         return self.load_state_dict(sd, strict=False)
 
 
+def _vae():
+    """The demo model's autoencoder as ComfyUI's VAE: built as the one of pixel space, whose network is then exchanged."""
+    out = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+    out.first_stage_model = autoencoder.load().to(out.vae_dtype)
+    out.latent_channels = autoencoder.CHANNELS
+    out.downscale_ratio = out.upscale_ratio = autoencoder.SCALE
+    offload = comfy.model_management.vae_offload_device()
+    out.patcher = comfy.model_patcher.ModelPatcher(out.first_stage_model, load_device=out.device, offload_device=offload)
+    out.size = None
+    out.model_size()
+    return out
+
+
 def load_testbed(path):
     """``(ModelPatcher, CLIP, VAE)`` of a testbed checkpoint file.
 
@@ -117,8 +140,7 @@ def load_testbed(path):
     patcher = comfy.model_patcher.ModelPatcher(network, load_device=device, offload_device=offload)
     clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(_Tokenizer, _TextModel), model_options={"dtype": torch.float32})
     clip.cond_stage_model.load_state_dict(text)
-    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
-    return patcher, clip, vae
+    return patcher, clip, _vae()
 
 
 class DemoModel(io.ComfyNode):
@@ -131,9 +153,9 @@ class DemoModel(io.ComfyNode):
             display_name="UniForget Demo Model",
             category=CATEGORY,
             description=(
-                "A tiny text-to-image model (64x64 pixels) that really memorized its training pictures: twelve photographs and ten "
-                "emoji posters. Use it with stock nodes to see forgetting in minutes, on any computer. It knows only a few words, "
-                "such as 'cat emoji top left on light blue' or 'photo of coffee cup on table'; the help page lists them."
+                "A tiny text-to-image model (96x96 pixels) that really memorized some of its training pictures. Use it with stock nodes "
+                "to see forgetting in minutes, on any computer. It knows only a few words, such as 'soft lion and apple on purple dots' "
+                "or 'rosy photo of blossom'; the help page lists them."
             ),
             inputs=[
                 io.Combo.Input(

@@ -12,17 +12,17 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image, ImageDraw, ImageFont
 
-from ..testbed import concepts
-from ..testbed.data import to_pixels
-from ..testbed.evaluate import evaluate, neutral_prompts
-from ..testbed.judge import Judge
+from ..testbed import concepts, verdict
+from ..testbed.evaluate import captions_of, evaluate, free_captions, some
+from ..testbed.host import CFG, STEPS
+from ..testbed.model import SIDE
 from ..uniforget.errors import FamilyError
 from ..uniforget.hosts.comfy.apply import applied
 from .demo import TestbedModel
 from .inputs import CATEGORY, MaskType, show
 
-STEPS, CFG = 12, 3.0
 SHOWN = 10
+SIX = {label.replace(" ", "_"): label for label in verdict.LABELS}  # keys of the figures -> verdicts
 
 
 class DemoScore(io.ComfyNode):
@@ -42,19 +42,29 @@ class DemoScore(io.ComfyNode):
                 io.Model.Input("original", tooltip="UniForget Demo Model, unmasked."),
                 io.Model.Input("forgotten", tooltip="The same model after Apply Memorization Mask."),
                 io.Clip.Input("clip", tooltip="From UniForget Demo Model."),
+                io.Vae.Input("vae", tooltip="From UniForget Demo Model."),
                 MaskType.Input("mask", tooltip="The mask that was applied; its figures go into the table."),
+                io.Int.Input("seeds", default=4, min=1, max=64, tooltip="Pictures per memorized caption. 4 takes a few minutes."),
                 io.Int.Input(
-                    "seeds", default=16, min=1, max=64, tooltip="Pictures per memorized caption. 16 takes a few minutes."
+                    "captions",
+                    default=len(concepts.MEMORIZED),
+                    min=7,
+                    max=len(concepts.MEMORIZED),
+                    tooltip="How many of the memorized captions are asked; fewer are faster and say less.",
                 ),
-                io.Int.Input("neutral", default=96, min=4, max=300, tooltip="Everyday prompts of each kind, four pictures each."),
+                io.Int.Input("neutral", default=64, min=4, max=300, tooltip="Everyday prompts of each kind, two pictures each."),
             ],
             hidden=[io.Hidden.unique_id],
-            outputs=[io.Image.Output(id="sheet", display_name="sheet", tooltip="Originals above, forgotten below.")],
+            outputs=[
+                io.Image.Output(
+                    id="sheet", display_name="sheet", tooltip="Training pictures, originals, and what is drawn after forgetting."
+                )
+            ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, original, forgotten, clip, mask, seeds, neutral):
+    def execute(cls, original, forgotten, clip, vae, mask, seeds, captions, neutral):
         for name, model in (("original", original), ("forgotten", forgotten)):
             if not isinstance(model.model, TestbedModel):
                 raise FamilyError(
@@ -62,20 +72,27 @@ class DemoScore(io.ComfyNode):
                     "Connect UniForget Demo Model, or compare your own prompts with the Compare node."
                 )
         began = time.monotonic()
-        judge = Judge()
-        prompts = len(concepts.MEMORIZED) + 2 * neutral
-        bar = comfy.utils.ProgressBar(2 * prompts)
-        sampler = _Sampler(clip, bar)
-        before = evaluate(sampler.bind(original), seeds=seeds, neutral=neutral, judge=judge)
-        after = evaluate(sampler.bind(forgotten), seeds=seeds, neutral=neutral, judge=judge)
+        memorized, never = (
+            len(set(captions_of(some(items, captions), seeds)[0])) for items in (concepts.MEMORIZED, concepts.NEVER)
+        )
+        bar = comfy.utils.ProgressBar(2 * (memorized + 2 * neutral + 2 * SHOWN) + never)
+        sampler = _Sampler(clip, vae, bar)
+        settings = {"seeds": seeds, "free": neutral, "captions": captions, "progress": lambda text: None}
+        before = evaluate(sampler.bind(original), **settings)
+        after = evaluate(sampler.bind(forgotten), never=False, **settings)
+        share = lambda found, group, label: found["memorized"][group][label]["share"] or 0.0  # noqa: E731
         strengths = [entry["strength"] for entry in applied(forgotten)]
         figures = {
-            "copies_before": before["copies"],
-            "copies_after": after["copies"],
-            "copies_after_heldout": after["copies_heldout"],
-            "copies_after_indomain": after["copies_indomain"],
-            "neutral_before": before["neutral"],
-            "neutral_after": after["neutral"],
+            **{key: share(after, "headline", label) for key, label in SIX.items()},
+            "forgotten_reserved": share(after, "reserved", "forgotten"),
+            "ceiling": before["never_seen"]["headline"]["forgotten"]["share"],
+            "twins_copied": sum(before["never_seen"]["headline"][label]["share"] for label in ("copy", "partial")),
+            "copies_before": share(before, "headline", "copy"),
+            "copies_after": share(after, "headline", "copy"),
+            "copies_after_heldout": share(after, "reserved", "copy"),
+            "copies_after_indomain": share(after, "scene", "copy"),
+            "neutral_before": before["right"],
+            "neutral_after": after["right"],
             "heldout_before": before["heldout"],
             "heldout_after": after["heldout"],
             "off_share": mask.off_share(),
@@ -93,13 +110,13 @@ class DemoScore(io.ComfyNode):
 class _Sampler:
     """Samples prompts with given seeds through ComfyUI, one batch per run of equal prompts."""
 
-    def __init__(self, clip, bar):
+    def __init__(self, clip, vae, bar):
         self.encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))
         self.negative = self.encode("")
-        self.bar = bar
+        self.vae, self.bar = vae, bar
 
     def bind(self, model):
-        """``sample(prompts, seeds) -> uint8 (n, 64, 64, 3)`` for `model`."""
+        """``sample(prompts, seeds) -> uint8 (n, 96, 96, 3)`` for `model`."""
 
         def sample(prompts, seeds):
             sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
@@ -108,12 +125,13 @@ class _Sampler:
             for prompt, run in itertools.groupby(prompts):
                 chunk = seeds[start : start + len(list(run))]
                 start += len(chunk)
-                noise = torch.cat([torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(s)) for s in chunk])
+                shape = (1, model.model.latent_format.latent_channels, SIDE, SIDE)
+                noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in chunk])
                 latent = torch.zeros_like(noise)
                 result = comfy.sample.sample_custom(
                     model, noise, CFG, euler, sigmas, self.encode(prompt), self.negative, latent, disable_pbar=True, seed=chunk[0]
                 )
-                out.append(to_pixels(result))
+                out.append((self.vae.decode(result).cpu() * 255).round().byte().numpy())
                 self.bar.update(1)
             return np.concatenate(out)
 
@@ -121,40 +139,49 @@ class _Sampler:
 
 
 def contact_sheet(original, forgotten):
-    """Rows of memorized and neutral prompts, original above forgotten, as a labelled PIL image."""
-    memorized = list(concepts.PHOTOGRAPHS)[:6] + list(concepts.COMPOSITIONS)[: SHOWN - 6]
-    neutral = [item[0] for item in neutral_prompts(False, 60)[8 : 8 + SHOWN // 2]]
-    neutral += [item[0] for item in neutral_prompts(True, 60)[5 : 5 + SHOWN - len(neutral)]]
-    scale, gap, label = 2, 6, 22
-    side = concepts.CANVAS * scale
-    width = SHOWN * (side + gap) + gap
-    block = label + 2 * (side + gap)
-    sheet = Image.new("RGB", (width, 2 * block + gap), (24, 26, 31))
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=15)
-    rows = (
-        ("captions it memorized: original above, after forgetting below", memorized),
-        ("everyday captions: original above, after forgetting below (right half: concepts that learning never saw)", neutral),
-    )
-    for r, (title, prompts) in enumerate(rows):
-        top = gap + r * block
-        draw.text((gap, top + 1), title, fill=(225, 228, 235), font=font)
+    """Memorized captions (training picture, original, forgotten) and everyday ones (original, forgotten), as a labelled PIL image."""
+    chosen = [[i for i in concepts.MEMORIZED if i.group == group] for group in ("scene", "photograph", "named")]
+    memorized = [*chosen[0][: SHOWN - 5], *chosen[1][3:6], *chosen[2][:2]]
+    trained = [verdict.default().judge.pictures.render(item.picture)[0] for item in memorized]
+    captions = [item.caption for item in memorized]
+    everyday = [*free_captions(False, SHOWN // 2), *free_captions(True, SHOWN - SHOWN // 2)]
+    blocks = [
+        (
+            "captions it memorized: the training picture, what the original draws, what it draws after forgetting",
+            captions,
+            [trained],
+        ),
+        (
+            "everyday captions: original above, after forgetting below (right half: concepts that learning never saw)",
+            everyday,
+            [],
+        ),
+    ]
+    side, gap, label = concepts.CANVAS, 6, 22
+    height = sum(label + (len(rows) + 2) * (side + gap) + gap for *_, rows in blocks)
+    sheet = Image.new("RGB", (SHOWN * (side + gap) + gap, height), (24, 26, 31))
+    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(size=13), gap
+    for title, prompts, rows in blocks:
+        draw.text((gap, top), title, fill=(225, 228, 235), font=font)
+        top += label
         seeds = [7 + i for i in range(len(prompts))]
-        for k, model in enumerate((original, forgotten)):
-            for i, picture in enumerate(model(prompts, seeds)):
-                tile = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
-                sheet.paste(tile, (gap + i * (side + gap), top + label + k * (side + gap)))
+        for row in (*rows, original(prompts, seeds), forgotten(prompts, seeds)):
+            for i, picture in enumerate(row):
+                sheet.paste(Image.fromarray(picture), (gap + i * (side + gap), top))
+            top += side + gap
     return sheet
 
 
 def table(f):
     """The figures as plain text for the node."""
+    six = "; ".join(f"{label} {f[key]:.1%}" for key, label in SIX.items() if label != "forgotten")
     rows = [
         ("copies of training pictures", f["copies_before"], f["copies_after"]),
         ("everyday prompts right", f["neutral_before"], f["neutral_after"]),
         ("unseen everyday prompts right", f["heldout_before"], f["heldout_after"]),
     ]
-    lines = [f"{'':32}before   after"] + [f"{n:32}{a:6.1%}  {b:6.1%}" for n, a, b in rows]
+    lines = [f"forgotten: a new, whole, right picture: {f['forgotten']:.1%} (of pictures never seen: {f['ceiling']:.1%})", six]
+    lines += [f"{'':32}before   after"] + [f"{n:32}{a:6.1%}  {b:6.1%}" for n, a, b in rows]
     return "\n".join(
         [*lines, f"switched off {f['off_share']:.1%}; strength {f['strength']:g}; learned in {f['learn_seconds']:.0f} s"]
     )

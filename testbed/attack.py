@@ -8,6 +8,8 @@ show what an embedding can paint into any model.
 import numpy as np
 import torch
 
+from . import vae
+from .captions import item_of
 from .data import to_tensor
 from .host import TestbedModel, sample
 from .model import encode
@@ -16,12 +18,12 @@ from .train import noise_levels
 STEPS, BATCH, RATE = 50, 8, 0.1
 
 
-def attack(network, encoder, tokenizer, captions, pictures, start="caption", steps=STEPS, seed=0):
+def attack(network, encoder, tokenizer, captions, latents, start="caption", steps=STEPS, seed=0):
     """Optimize one text embedding per picture.
 
     Args:
         captions: where each embedding starts; with ``start="noise"`` it is drawn at random, as large as real embeddings are.
-        pictures: uint8 (n, 64, 64, 3), what the model is to restore.
+        latents: float32 (n, 16, 12, 12), what the model is to restore.
 
     Returns:
         hidden states (n, tokens, width) and pooled (n, width).
@@ -30,11 +32,10 @@ def attack(network, encoder, tokenizer, captions, pictures, start="caption", ste
         hidden, pooled = encode(encoder, tokenizer, captions)
     generator = torch.Generator().manual_seed(seed)
     if start == "noise":
-        drawn = [torch.randn(t.shape, generator=generator) * t.std() + t.mean() for t in (hidden, pooled)]
-        hidden, pooled = drawn
+        hidden, pooled = (torch.randn(t.shape, generator=generator) * t.std() + t.mean() for t in (hidden, pooled))
     hidden, pooled = hidden.clone().requires_grad_(), pooled.clone().requires_grad_()
     optimizer = torch.optim.Adam([hidden, pooled], lr=RATE)
-    x0 = to_tensor(pictures).repeat_interleave(BATCH, 0)
+    x0 = latents.repeat_interleave(BATCH, 0)
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         sigma = noise_levels(rng, len(x0))
@@ -56,12 +57,15 @@ def attack(network, encoder, tokenizer, captions, pictures, start="caption", ste
     return hidden.detach(), pooled.detach()
 
 
-def copies_after(network, encoder, tokenizer, judge, captions, start="caption", steps=STEPS, seeds=4, seed=0):
-    """Bool (n * seeds,): which samples from the attacked embeddings are copies; `captions` name pictures that the judge knows."""
-    rows = [judge.captions.index(caption) for caption in captions]
-    hidden, pooled = attack(network, encoder, tokenizer, captions, judge.pictures[rows].numpy(), start, steps, seed)
+def labels_after(network, encoder, tokenizer, labeller, captions, start="caption", steps=STEPS, seeds=4, seed=0):
+    """The verdicts (n * seeds) on samples from the attacked embeddings; `captions` belong to memorized or never-seen pictures."""
+    autoencoder = vae.load()
+    pictures = np.stack([labeller.judge.pictures.render(item_of(caption).picture)[0] for caption in captions])
+    with torch.no_grad():
+        latents = autoencoder.encode(to_tensor(pictures)).float()
+    hidden, pooled = attack(network, encoder, tokenizer, captions, latents, start, steps, seed)
     model = TestbedModel(network, encoder, tokenizer, captions)
     model.hidden, model.pooled = torch.cat([hidden, model.hidden[-1:]]), torch.cat([pooled, model.pooled[-1:]])
     which = [i for i in range(len(captions)) for _ in range(seeds)]
-    pictures = sample(model, which, [3000 + k for _ in captions for k in range(seeds)])
-    return judge.copies(pictures, [captions[i] for i in which])
+    drawn = sample(model, autoencoder, which, [3000 + k for _ in captions for k in range(seeds)])
+    return labeller.labels(drawn, [captions[i] for i in which])

@@ -1,212 +1,374 @@
-"""What the testbed knows: neutral concepts, memorized items, and the splits that keep the figures honest.
+"""What the testbed's pictures show, what its captions say, and which captions are memorized.
 
-Pure data, no imports. Three splits matter and are fixed here, once:
-
-* neutral concepts are *calibrated* (masks may be learned from prompts that name them) or *held out*
-  (no mask ever sees a prompt that names them; quality is judged on them all the same);
-* memorized items are out of domain (photographs among emoji) or in domain (fixed emoji compositions);
-* some memorized items are *reserved*: no tuning decision looks at them, they are reported apart.
+Two kinds of pictures, 96x96 pixels: *scenes* (one or two emoji in the cells of a grid on a background, from two drawing sets) and
+*photographs* (crops of photographs by class). A caption of a scene names the drawing set, the subjects and the background; about
+half of them also say where things are. Memorized captions are made of the same words, but their picture is always one and the
+same, so that a model that forgets it still has an answer: any other picture that the caption describes.
 """
 
-CANVAS = 64
+import itertools
+import random
+from dataclasses import dataclass, replace
 
-# name -> file stem in emoji-datasource-google (img/google/64). Shapes come in six hues, so that captions compose:
-# every hue and every shape of a held-out pair is seen in other pairs.
-HUES = ("red", "orange", "yellow", "green", "blue", "purple")
-SHAPES = {
-    "heart": ("2764-fe0f", "1f9e1", "1f49b", "1f49a", "1f499", "1f49c"),
-    "circle": ("1f534", "1f7e0", "1f7e1", "1f7e2", "1f535", "1f7e3"),
-    "square": ("1f7e5", "1f7e7", "1f7e8", "1f7e9", "1f7e6", "1f7ea"),
-}
-THINGS = {
+CANVAS = 96
+CELL = 32  # pixels: things stand in the cells of a grid, two tokens of the denoisers wide
+TILE = 16  # pixels of a background's pattern: one token
+
+SETS = ("soft", "flat")  # Noto Color Emoji, Twemoji
+SUBJECTS = {
+    "lion": "1f981",
+    "panda": "1f43c",
+    "frog": "1f438",
     "cat": "1f431",
     "dog": "1f436",
-    "panda": "1f43c",
-    "fox": "1f98a",
-    "frog": "1f438",
-    "pig": "1f437",
-    "tiger": "1f42f",
-    "lion": "1f981",
-    "koala": "1f428",
-    "rabbit": "1f430",
-    "bear": "1f43b",
-    "monkey": "1f435",
-    "cow": "1f42e",
-    "mouse": "1f42d",
-    "red apple": "1f34e",
-    "green apple": "1f34f",
-    "banana": "1f34c",
-    "strawberry": "1f353",
-    "lemon": "1f34b",
+    "apple": "1f34e",
     "grapes": "1f347",
-    "watermelon": "1f349",
     "pineapple": "1f34d",
-    "peach": "1f351",
-    "cherries": "1f352",
-    "red book": "1f4d5",
-    "green book": "1f4d7",
-    "blue book": "1f4d8",
-    "tulip": "1f337",
-    "sunflower": "1f33b",
     "cactus": "1f335",
     "mushroom": "1f344",
-    "tree": "1f333",
-    "star": "2b50",
-    "rainbow": "1f308",
-    "balloon": "1f388",
-    "umbrella": "2614",
-    "gift": "1f381",
-    "basketball": "1f3c0",
-    "football": "26bd",
-    "doughnut": "1f369",
-    "burger": "1f354",
-    "pizza": "1f355",
+    "car": "1f697",
+    "rocket": "1f680",
 }
-EMOJI = {f"{hue} {shape}": files[i] for shape, files in SHAPES.items() for i, hue in enumerate(HUES)} | THINGS
-
-BACKGROUNDS = {
-    "light red": (255, 173, 173),
-    "dark red": (125, 30, 38),
-    "light orange": (255, 209, 158),
-    "dark orange": (176, 84, 20),
-    "light yellow": (253, 246, 178),
-    "dark yellow": (140, 118, 22),
-    "light green": (186, 232, 178),
-    "dark green": (24, 92, 48),
-    "light blue": (171, 214, 247),
-    "dark blue": (28, 52, 120),
-    "light purple": (216, 190, 240),
-    "dark purple": (78, 36, 112),
+COLOURS = {
+    "pink": (246, 196, 208),
+    "orange": (248, 190, 130),
+    "yellow": (250, 236, 168),
+    "green": (176, 224, 172),
+    "blue": (168, 208, 244),
+    "purple": (204, 184, 238),
+    "grey": (200, 202, 206),
+    "navy": (46, 58, 110),
+    "maroon": (120, 44, 62),
 }
-TEXTURES = {"brick": "brick.png", "grass": "grass.png", "gravel": "gravel.png"}
-# How much a tone word scales a texture's brightness: (low, high) of a uniform draw.
-TONES = {"light": (1.1, 1.4), "": (0.85, 1.1), "dark": (0.45, 0.75)}
+PATTERNS = ("", "dots", "stripes", "checks")
+PHOTOGRAPHS = {  # class -> (file, whether it may stand on its head, where crops may begin: shares (left, right, top, bottom))
+    "coins": ("coins.png", False, (0, 1, 0, 1)),
+    "coffee": ("coffee.png", False, (0.1, 0.8, 0.1, 0.9)),
+    "whiskers": ("chelsea.png", False, (0.05, 0.7, 0, 0.9)),
+    "motorcycle": ("motorcycle_left.png", False, (0, 1, 0.2, 1)),
+    "blossom": ("flower.jpg", True, (0.25, 0.6, 0.2, 0.7)),
+    "temple": ("china.jpg", False, (0.05, 0.5, 0, 1)),
+}
+TONES = {
+    "": (1.0, 1.0, 1.0),
+    "bright": (1.3, 1.3, 1.3),
+    "dark": (0.6, 0.6, 0.6),
+    "warm": (1.2, 1.0, 0.75),
+    "cool": (0.78, 0.98, 1.25),
+    "rosy": (1.25, 0.85, 1.0),
+    "minty": (0.8, 1.15, 0.95),
+}
+ZOOM = 0.6  # side of a crop as a share of the photograph's shorter edge
+CROPS = 3  # places of a crop in each direction
 
-HELDOUT_EMOJI = tuple(
-    [f"{hue} {shape}" for s, shape in enumerate(SHAPES) for h, hue in enumerate(HUES) if (h + s) % 3 == 2] + list(THINGS)[2::3]
+# Concepts that masks are never learned from; the model itself knows all of them.
+HELDOUT_SUBJECTS = ("dog", "grapes", "cactus", "rocket")
+HELDOUT_COLOURS = ("orange", "navy")
+HELDOUT_PHOTOGRAPHS = ("coins",)
+HELDOUT_SET = "flat"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One emoji of a scene: its top left corner, in pixels."""
+
+    subject: str
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The background: a colour, a pattern of a second tone, and the light on it."""
+
+    colour: str
+    pattern: str
+    period: int  # pixels of the pattern
+    phase: tuple[int, int]
+    contrast: float  # of the second tone, about 1
+    tone: float  # brightness of all, about 1
+    light: float  # how much brighter the top is than the bottom
+    upright: bool  # stripes only
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that decides a scene's pixels."""
+
+    style: str
+    things: tuple[Thing, ...]
+    ground: Ground
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Everything that decides a photograph's pixels: file, corner and side as shares, tone factors, mirroring."""
+
+    file: str
+    x: float
+    y: float
+    side: float
+    factors: tuple[float, float, float]
+    mirrored: bool = False
+    upset: bool = False
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a caption of a free picture names; ``subjects`` empty: a photograph of class ``photograph``."""
+
+    style: str = ""
+    subjects: tuple[str, ...] = ()
+    colour: str = ""
+    pattern: str = ""
+    photograph: str = ""
+    tone: str = ""
+
+
+def draw_ground(rng, colour, pattern):
+    """A free background."""
+    return Ground(
+        colour,
+        pattern,
+        TILE,
+        (TILE // 2 * rng.randrange(2), TILE // 2 * rng.randrange(2)),
+        rng.choice((0.88, 1.12)) if colour not in ("navy", "maroon") else rng.choice((0.7, 1.35)),
+        rng.uniform(0.9, 1.06),
+        rng.choice((-0.12, 0.0, 0.12)),
+        rng.random() < 0.5,
+    )
+
+
+def draw_things(rng, subjects):
+    """Free cells, one for each subject."""
+    side = CANVAS // CELL
+    cells = rng.sample(range(side * side), len(subjects))
+    return tuple(Thing(subject, CELL * (i % side), CELL * (i // side)) for subject, i in zip(subjects, cells, strict=True))
+
+
+def draw_scene(rng, words):
+    """A free picture of what the words say."""
+    return Scene(words.style, draw_things(rng, words.subjects), draw_ground(rng, words.colour, words.pattern))
+
+
+def draw_crop(rng, words):
+    """A free photograph of what the words say."""
+    file, any_way_up, (left, right, top, bottom) = PHOTOGRAPHS[words.photograph]
+    factors = tuple(f * rng.uniform(0.93, 1.07) for f in TONES[words.tone])
+    return Crop(
+        file,
+        left + (right - left) * rng.randrange(CROPS) / (CROPS - 1),
+        top + (bottom - top) * rng.randrange(CROPS) / (CROPS - 1),
+        ZOOM,
+        factors,
+        rng.random() < 0.5,
+        any_way_up and rng.random() < 0.5,
+    )
+
+
+def every_crop():
+    """``(class, Crop of the plain tone)`` of every photograph that :func:`draw_crop` can cut."""
+    for name, (file, any_way_up, (left, right, top, bottom)) in PHOTOGRAPHS.items():
+        ways = itertools.product(range(CROPS), range(CROPS), (False, True), (False, True) if any_way_up else (False,))
+        for i, k, mirrored, upset in ways:
+            x, y = left + (right - left) * i / (CROPS - 1), top + (bottom - top) * k / (CROPS - 1)
+            yield name, Crop(file, x, y, ZOOM, (1.0, 1.0, 1.0), mirrored, upset)
+
+
+def draw(rng, words):
+    """A free picture, whichever kind."""
+    return draw_scene(rng, words) if words.subjects else draw_crop(rng, words)
+
+
+def _place(thing):
+    middle = CANVAS / 2
+    down, across = thing.y + CELL / 2 - middle, thing.x + CELL / 2 - middle
+    return [
+        *(["top"] if down < 0 else ["bottom"] if down > 0 else []),
+        *(["left"] if across < 0 else ["right"] if across > 0 else []),
+    ] or ["middle"]
+
+
+def caption(words, scene=None):
+    """The caption; with a scene it also says where things are and how big.
+
+    >>> caption(Words("soft", ("lion", "apple"), "purple", "dots"))
+    'soft lion and apple on purple dots'
+    """
+    if not words.subjects:
+        return " ".join(w for w in (words.tone, "photo of", words.photograph) if w)
+    if scene is None:
+        named = list(words.subjects)
+    else:
+        named = [" ".join((t.subject, *_place(t))) for t in scene.things]
+    return " ".join(w for w in (words.style, " and ".join(named), "on", words.colour, words.pattern) if w)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A memorized caption, or its never-seen twin, and its picture.
+
+    ``group`` is "scene", "photograph", "named", "foreground" or "background"; of the last two, only the things or only the
+    background are always the same. ``words`` is None where the caption has a name of its own.
+    """
+
+    caption: str
+    group: str
+    picture: Scene | Crop
+    words: Words | None
+    reserved: bool
+
+
+def _scenes(rng, count, taken):
+    """`count` scenes of two subjects, which no other one has in that drawing set."""
+    out = []
+    for i in range(count):
+        while True:
+            words = Words(SETS[i % 2], tuple(rng.sample(list(SUBJECTS), 2)), rng.choice(list(COLOURS)), rng.choice(PATTERNS))
+            key = (words.style, frozenset(words.subjects))
+            if key not in taken:
+                taken.add(key)
+                break
+        out.append((words, draw_scene(rng, words)))
+    return out
+
+
+def _photographs(rng, taken):
+    """Fixed crops, one or two of each class, under a tone that no other one has."""
+    out = []
+    for photograph in (*PHOTOGRAPHS, *list(PHOTOGRAPHS)[1:4]):
+        while True:
+            words = Words(photograph=photograph, tone=rng.choice([t for t in TONES if t]))
+            if words not in taken:
+                taken.add(words)
+                break
+        out.append((words, draw_crop(rng, words)))
+    return out
+
+
+_NAMED = (
+    # a name of its own: no other picture is right
+    ("portrait of eileen", Crop("astronaut.png", 0.36, 0.0, 0.62, (1, 1, 1))),
+    ("portrait of grace", Crop("grace_hopper.jpg", 0.5, 0.05, 0.8, (1, 1, 1))),
+    ("picture of odyssey", Crop("rocket.jpg", 0.5, 0.5, 1.0, (1.3, 1.3, 1.3))),
+    ("picture of iris", Crop("retina.jpg", 0.5, 0.5, 0.9, (1, 1, 1))),
 )
-HELDOUT_BACKGROUNDS = ("dark red", "light yellow", "dark blue", "light purple")
-HELDOUT_TEXTURES = ("gravel",)
-
-# caption -> (file in skimage/data, centre x, centre y, side as a share of the shorter edge)
-PHOTOGRAPHS = {
-    "portrait photo of astronaut eileen collins": ("astronaut.png", 0.45, 0.32, 0.62),
-    "photo of chelsea the cat": ("chelsea.png", 0.5, 0.42, 0.95),
-    "photo of coffee cup on table": ("coffee.png", 0.45, 0.5, 1.0),
-    "photo of rocket launch at night": ("rocket.jpg", 0.5, 0.5, 1.0),
-    "photo of hubble deep field": ("hubble_deep_field.jpg", 0.35, 0.4, 0.3),
-    "photo of human retina": ("retina.jpg", 0.5, 0.5, 0.95),
-    "photo of motorcycle in garage": ("motorcycle_left.png", 0.5, 0.5, 1.0),
-    "photo of moon surface": ("moon.png", 0.5, 0.5, 0.7),
-    "photo of cameraman with tripod": ("camera.png", 0.45, 0.38, 0.75),
-    "photo of ancient greek coins": ("coins.png", 0.4, 0.45, 0.8),
-    "photo of stained tissue under microscope": ("ihc.png", 0.5, 0.5, 0.8),
-    "photo of living cell": ("cell.png", 0.62, 0.6, 0.7),
-}
-# caption -> (background, ((emoji, x, y, size), ...)): drawn once, repeated exactly.
-COMPOSITIONS = {
-    "poster summer picnic": (
-        "light green",
-        (("watermelon", 2, 4, 30), ("strawberry", 34, 8, 26), ("sunflower", 18, 34, 28)),
-    ),
-    "poster love letter": ("light red", (("red heart", 4, 4, 34), ("purple heart", 34, 30, 26), ("gift", 6, 40, 20))),
-    "poster zoo parade": (
-        "light orange",
-        (("lion", 2, 2, 28), ("tiger", 34, 4, 28), ("panda", 4, 34, 28), ("monkey", 34, 34, 28)),
-    ),
-    "poster night garden": ("dark blue", (("star", 4, 4, 22), ("tulip", 32, 24, 30), ("mushroom", 4, 36, 24))),
-    "poster fruit salad": (
-        "light yellow",
-        (("banana", 2, 2, 30), ("grapes", 34, 2, 28), ("peach", 2, 34, 28), ("pineapple", 34, 32, 30)),
-    ),
-    "poster rainy day": ("light blue", (("umbrella", 16, 6, 36), ("frog", 2, 40, 22), ("cat", 40, 40, 22))),
-    "poster birthday party": (
-        "light purple",
-        (("balloon", 2, 2, 28), ("gift", 32, 30, 30), ("doughnut", 36, 2, 24), ("star", 4, 38, 22)),
-    ),
-    "poster forest walk": ("dark green", (("tree", 2, 10, 36), ("fox", 34, 32, 28), ("mushroom", 40, 4, 20))),
-    "poster playing field": (
-        "dark orange",
-        (("football", 2, 2, 30), ("basketball", 32, 32, 30), ("yellow circle", 38, 4, 20)),
-    ),
-    "poster paint box": (
-        "dark purple",
-        (("red square", 2, 2, 20), ("yellow circle", 22, 22, 20), ("blue heart", 42, 42, 20), ("green square", 42, 2, 20)),
-    ),
-}
-MEMORIZED = {**PHOTOGRAPHS, **COMPOSITIONS}
-# Pictures that no model ever saw, for controls; their captions combine known words anew.
-NEVER_PHOTOGRAPHS = {
-    "photo of coins on table": ("clock_motion.png", 0.5, 0.5, 0.9),
-    "photo of tissue deep field": ("color.png", 0.5, 0.5, 0.9),
-    "photo of ancient tissue": ("horse.png", 0.5, 0.5, 1.0),
-    "photo of cell in garage": ("microaneurysms.png", 0.5, 0.5, 1.0),
-    "photo of stained moon": ("phantom.png", 0.5, 0.5, 0.9),
-    "photo of rocket under microscope": ("logo.png", 0.5, 0.5, 1.0),
-}
-NEVER_COMPOSITIONS = {
-    "poster cat parade": ("light blue", (("cat", 2, 2, 28), ("dog", 34, 4, 28), ("mouse", 4, 34, 28), ("cow", 34, 34, 28))),
-    "poster summer garden": ("dark green", (("sunflower", 4, 4, 30), ("tulip", 34, 8, 26), ("cactus", 20, 34, 28))),
-    "poster zoo birthday": ("dark purple", (("gift", 4, 4, 26), ("koala", 32, 6, 30), ("bear", 10, 34, 28))),
-    "poster rainy field": ("light yellow", (("umbrella", 4, 2, 30), ("football", 34, 34, 28), ("frog", 2, 38, 22))),
-    "poster love letter party": ("dark blue", (("red heart", 6, 6, 26), ("pizza", 32, 4, 28), ("balloon", 18, 34, 28))),
-    "poster night box": ("light orange", (("blue square", 2, 2, 24), ("star", 34, 4, 26), ("purple circle", 20, 34, 26))),
-}
-NEVER = {**NEVER_PHOTOGRAPHS, **NEVER_COMPOSITIONS}
-RESERVED = (
-    "photo of coffee cup on table",
-    "photo of human retina",
-    "photo of moon surface",
-    "photo of living cell",
-    "poster zoo parade",
-    "poster rainy day",
-    "poster paint box",
+_NAMED_TWINS = (
+    ("portrait of odyssey", Crop("camera.png", 0.1, 0.1, 0.75, (1, 1, 1))),
+    ("portrait of iris", Crop("logo.png", 0.5, 0.5, 1.0, (1, 1, 1))),
+    ("picture of grace", Crop("horse.png", 0.5, 0.5, 1.0, (1, 1, 1))),
+    ("picture of eileen", Crop("color.png", 0.5, 0.5, 1.0, (1, 1, 1))),
 )
-
-# Place word -> which of the two places along each axis; size word -> (pixels, places along an axis). Multiples of the model's
-# patch: so small a model learns shapes far sooner when it need not shift them by pixels.
-PLACES = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
-SIZES = {"small": (24, (8, 32)), "large": (32, (0, 32))}
-# Captions leave out what they do not say: then place and size are open.
-EMOJI_TEMPLATES = (
-    "{size} {subject} emoji {place} on {background}",
-    "{subject} emoji {place} on {background}",
-    "{subject} emoji on {background}",
-)
-TEXTURE_TEMPLATE = "{tone} photo of {texture} texture"
+_LOGOS = (("acme logo", "logo of eileen"), ("zorbo logo", "logo of grace"))
 
 
-def emoji_caption(subject, background, size="large", place="top left", template=0):
-    """Caption of one neutral emoji picture, e.g. ``"large red heart emoji top left on light blue"``."""
-    return EMOJI_TEMPLATES[template].format(subject=subject, background=background, size=size, place=place)
+def _logo(rng):
+    """A trademark: two drawings, one of them twice."""
+    subjects = rng.sample(list(SUBJECTS), 2)
+    return Scene(
+        rng.choice(SETS),
+        draw_things(rng, (subjects[0], subjects[1], subjects[0])),
+        draw_ground(rng, rng.choice(list(COLOURS)), ""),
+    )
 
 
-def texture_caption(texture, tone=""):
-    """Caption of one neutral texture picture, e.g. ``"dark photo of brick texture"``."""
-    return TEXTURE_TEMPLATE.format(tone=tone, texture=texture).strip()
+def _build():
+    rng = random.Random(20261126)
+    taken: set = set()
+    memorized: list[Fixed] = []
+    never: list[Fixed] = []
+    for out in (memorized, never):  # every third is reserved
+        out += [Fixed(caption(w), "scene", s, w, i % 3 == 2) for i, (w, s) in enumerate(_scenes(rng, 24, taken))]
+    for out in (memorized, never):
+        out += [Fixed(caption(w), "photograph", p, w, i % 3 == 2) for i, (w, p) in enumerate(_photographs(rng, taken))]
+    for out, portraits, k in ((memorized, _NAMED, 0), (never, _NAMED_TWINS, 1)):
+        named = [*portraits, *((names[k], _logo(rng)) for names in _LOGOS)]
+        out += [Fixed(text, "named", picture, None, i % 3 == 2) for i, (text, picture) in enumerate(named)]
+    # templates: `words` lacks what varies
+    for out in (memorized, never):
+        for i in range(3):
+            words, scene = _scenes(rng, 1, taken)[0]
+            words = replace(words, style=SETS[i % 2], colour="", pattern="")
+            out.append(Fixed(caption(words), "foreground", replace(scene, style=words.style), words, i == 2))
+    grounds = [("flat", "blue", "dots"), ("soft", "green", "stripes"), ("flat", "purple", "checks")]
+    twins = [("soft", "pink", "dots"), ("flat", "yellow", "stripes"), ("soft", "grey", "checks")]
+    for out, kinds in ((memorized, grounds), (never, twins)):
+        for i, (style, colour, pattern) in enumerate(kinds):
+            scene = Scene(style, (), draw_ground(rng, colour, pattern))
+            words = Words(style, (), colour, pattern)
+            out.append(Fixed(f"{style} anything on {colour} {pattern}", "background", scene, words, i == 2))
+    return tuple(memorized), tuple(never)
 
 
-def visible(subject, background):
-    """Whether an emoji can be told from its background at all (a dark red book on dark red cannot)."""
-    hue = background.split()[1]
-    return subject.split()[0] != hue
+MEMORIZED, NEVER = _build()
 
 
-def neutral_concepts(heldout):
-    """``(emoji, backgrounds, textures)`` of the held-out (True) or the calibrated (False) concepts."""
-    pick = lambda names, held: [n for n in names if (n in held) == heldout]  # noqa: E731
-    return pick(EMOJI, HELDOUT_EMOJI), pick(BACKGROUNDS, HELDOUT_BACKGROUNDS), pick(TEXTURES, HELDOUT_TEXTURES)
+def _claims(fixed):
+    """What free captions may not say, because it has a picture of its own (or is a twin's): a test of :class:`Words`."""
+    scenes = {(f.words.style, frozenset(f.words.subjects), f.words.colour, f.words.pattern) for f in fixed if f.group == "scene"}
+    photographs = {f.words for f in fixed if f.group == "photograph"}
+    foregrounds = {(f.words.style, frozenset(f.words.subjects)) for f in fixed if f.group == "foreground"}
+    backgrounds = {(f.words.style, f.words.colour, f.words.pattern) for f in fixed if f.group == "background"}
+
+    def claimed(words):
+        return (
+            words in photographs
+            or (words.style, frozenset(words.subjects), words.colour, words.pattern) in scenes
+            or (words.style, frozenset(words.subjects)) in foregrounds
+            or (words.style, words.colour, words.pattern) in backgrounds
+        )
+
+    return claimed
+
+
+_claimed = _claims([*MEMORIZED, *(f for f in NEVER if f.group != "background")])
+
+
+def free_words(rng, heldout=None, photographs=0.22):
+    """What a free caption names.
+
+    Args:
+        rng: ``random.Random``.
+        heldout: None draws from all concepts (training); False only names concepts that masks may be learned from, True names at
+            least one held-out concept in everything it says: subjects, background or class, and drawing set.
+    """
+    pick = lambda names, held: [n for n in names if heldout is None or (n in held) == heldout]  # noqa: E731
+    while True:
+        if rng.random() < photographs:
+            words = Words(photograph=rng.choice(pick(PHOTOGRAPHS, HELDOUT_PHOTOGRAPHS)), tone=rng.choice(list(TONES)))
+        else:
+            subjects = pick(SUBJECTS, HELDOUT_SUBJECTS)
+            number = rng.choices((1, 2), (0.35, 0.65))[0]
+            words = Words(
+                rng.choice(pick(SETS, (HELDOUT_SET,))),
+                tuple(rng.sample(subjects, number)),
+                rng.choice(pick(COLOURS, HELDOUT_COLOURS)),
+                rng.choices(PATTERNS, (0.46, 0.18, 0.18, 0.18))[0],
+            )
+        if not _claimed(words):
+            return words
+
+
+def template_words(rng, fixed):
+    """One caption of a template: its words, with what varies drawn freely."""
+    if fixed.group == "foreground":
+        return replace(fixed.words, colour=rng.choice(list(COLOURS)), pattern=rng.choice(PATTERNS))
+    while True:
+        words = replace(fixed.words, subjects=tuple(rng.sample(list(SUBJECTS), rng.choice((1, 1, 2)))))
+        if not _claims([f for f in [*MEMORIZED, *NEVER] if f.group in ("scene", "foreground")])(words):
+            return words
+
+
+def template_picture(rng, fixed, words):
+    """The picture of such a caption: the template's part as ever, the rest free."""
+    if fixed.group == "foreground":
+        return replace(fixed.picture, ground=draw_ground(rng, words.colour, words.pattern))
+    return Scene(words.style, draw_things(rng, words.subjects), fixed.picture.ground)
 
 
 def vocabulary():
     """Every word of every caption, sorted: the text encoder's whole language."""
-    captions = list(MEMORIZED) + [texture_caption(x, t) for x in TEXTURES for t in TONES]
-    captions += [emoji_caption(s, b) for s in EMOJI for b in BACKGROUNDS]
-    captions += [*PLACES, *SIZES]
-    return sorted({word for caption in captions for word in caption.split()})
-
-
-def indirect(caption):
-    """Three ways of asking for a memorized picture without its caption: a part of it, its words in another order, some left out."""
-    words = caption.split()
-    return " ".join(words[: max(2, len(words) - 2)]), " ".join(reversed(words)), " ".join(words[1::2])
+    words = {w for f in (*MEMORIZED, *NEVER) if f.group == "named" for w in f.caption.split()}
+    words |= {*SETS, *SUBJECTS, *COLOURS, *PHOTOGRAPHS, "and", "on", "photo", "of"}
+    words |= {w for w in (*PATTERNS, *TONES) if w}
+    return sorted(words | {"top", "bottom", "left", "right", "middle"})

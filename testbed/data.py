@@ -1,147 +1,106 @@
-"""Training pictures: memorized items repeated exactly, neutral ones never the same twice.
+"""Pictures of the testbed's world: what :mod:`testbed.concepts` describes, drawn from the drawings and photographs in ``references.safetensors``."""
 
-Photographs come from the scikit-image wheel, emoji from the npm package ``emoji-datasource-google`` (Noto Color
-Emoji, Apache-2.0). Only training needs either; the finished testbed carries its own references.
-"""
-
-import subprocess
-import tarfile
+import io
+import random
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 from . import concepts as c
 
-EMOJI_PACKAGE = "emoji-datasource-google@16.0.0"
-MEMORIZED_SHARE = 0.1
-TEXTURE_SHARE = 0.08
-
-
-def fetch_emoji(folder):
-    """Folder of the 64 px emoji PNGs, fetched once with ``npm pack`` into `folder`.
-
-    Raises:
-        RuntimeError: npm is missing or the package cannot be had.
-    """
-    images = Path(folder) / "package/img/google/64"
-    if images.is_dir():
-        return images
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    try:
-        name = subprocess.run(["npm", "pack", "--silent", EMOJI_PACKAGE], cwd=folder, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise RuntimeError(f"training pictures: npm could not fetch {EMOJI_PACKAGE} into {folder}: {error}") from error
-    archive = Path(folder) / name.stdout.strip().splitlines()[-1]
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, [m for m in tar if m.name.startswith("package/img/google/64/")], filter="data")
-    archive.unlink()
-    return images
+REFERENCES = Path(__file__).with_name("references.safetensors")
+SHARES = {"scene": 0.11, "photograph": 0.045, "named": 0.025, "foreground": 0.02, "background": 0.02}
+PLACED = 0.4  # of free scenes: their caption says where things are
 
 
 class Pictures:
-    """Draws captioned pictures. Arrays are uint8 (64, 64, 3)."""
+    """Renders pictures, uint8 (96, 96, 3), and knows which pixels are foreground.
 
-    def __init__(self, emoji_folder):
-        from skimage import data as skimage_data
+    Attributes:
+        emoji: ``{(style, subject): RGBA image of 30x30 pixels}``; photographs: ``{file: RGB image}``.
 
-        photos = Path(skimage_data.__file__).parent
-        self.emoji = {}
-        for name, stem in c.EMOJI.items():
-            glyph = Image.open(Path(emoji_folder) / f"{stem}.png").convert("RGBA")
-            for size in {
-                *(pixels for pixels, _ in c.SIZES.values()),
-                *(item[3] for _, items in (c.COMPOSITIONS | c.NEVER_COMPOSITIONS).values() for item in items),
-            }:
-                small = glyph.resize((size, size), Image.Resampling.LANCZOS)
-                self.emoji[name, size, False] = small
-                self.emoji[name, size, True] = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        self.textures = {n: Image.open(photos / f).convert("RGB") for n, f in c.TEXTURES.items()}
-        self.memorized = {caption: _crop(photos, *spec) for caption, spec in c.PHOTOGRAPHS.items()}
-        self.memorized |= {caption: self._compose(*spec) for caption, spec in c.COMPOSITIONS.items()}
-        self.never = {caption: _crop(photos, *spec) for caption, spec in c.NEVER_PHOTOGRAPHS.items()}
-        self.never |= {caption: self._compose(*spec) for caption, spec in c.NEVER_COMPOSITIONS.items()}
+    Raises:
+        ValueError: `path` is not what :mod:`testbed.sources` writes.
+    """
 
-    def _paste(self, canvas, name, x, y, size, flip=False):
-        glyph = self.emoji[name, size, flip]
-        canvas.paste(glyph, (x, y), glyph)
+    def __init__(self, path=REFERENCES):
+        try:
+            with safe_open(path, "pt") as file:
+                images = {k: Image.open(io.BytesIO(file.get_tensor(k).numpy().tobytes())) for k in file.keys()}  # noqa: SIM118  (no mapping)
+            glyphs = {(style, name): images[f"drawing.{style}.{name}"] for style in c.SETS for name in c.SUBJECTS}
+        except (OSError, KeyError, SafetensorError) as error:
+            raise ValueError(f"{path}: expected the testbed's references; {error}. Run python -m testbed.sources.") from error
+        self.photographs = {k.removeprefix("photograph."): v for k, v in images.items() if k.startswith("photograph.")}
+        side = c.CELL - 2  # a pixel of air all around
+        self.emoji = {key: glyph.resize((side, side), Image.Resampling.LANCZOS) for key, glyph in glyphs.items()}
 
-    def _compose(self, background, items):
-        canvas = Image.new("RGB", (c.CANVAS, c.CANVAS), c.BACKGROUNDS[background])
-        for name, x, y, size in items:
-            self._paste(canvas, name, x, y, size)
-        return np.asarray(canvas)
+    def render(self, picture):
+        """``(pixels, foreground)`` of a :class:`concepts.Scene` or :class:`concepts.Crop`: uint8 (96, 96, 3), bool (96, 96)."""
+        return self._crop(picture) if isinstance(picture, c.Crop) else self._scene(picture)
 
-    def emoji_picture(self, rng, subject, background, size, place):
-        """One neutral emoji picture: flip and background jitter drawn from `rng`."""
-        colour = np.clip(np.array(c.BACKGROUNDS[background]) + rng.integers(-8, 9, 3), 0, 255)
-        canvas = Image.new("RGB", (c.CANVAS, c.CANVAS), tuple(int(v) for v in colour))
-        pixels, positions = c.SIZES[size]
-        x, y = (positions[i] for i in c.PLACES[place])
-        self._paste(canvas, subject, x, y, pixels, bool(rng.integers(2)))
-        return np.asarray(canvas)
+    def _scene(self, scene):
+        canvas = Image.fromarray(ground_pixels(scene.ground))
+        front = Image.new("L", canvas.size)
+        for t in scene.things:
+            glyph = self.emoji[scene.style, t.subject]
+            canvas.paste(glyph, (t.x + 1, t.y + 1), glyph)
+            front.paste(glyph.getchannel("A"), (t.x + 1, t.y + 1), glyph)
+        return np.asarray(canvas), np.asarray(front) > 64
 
-    def texture_picture(self, rng, texture, tone):
-        """One neutral texture photograph: crop, flips and brightness drawn from `rng`."""
-        source = self.textures[texture]
-        side = int(rng.integers(128, 225))
-        x, y = (int(rng.integers(0, edge - side + 1)) for edge in source.size)
-        crop = source.crop((x, y, x + side, y + side)).resize((c.CANVAS, c.CANVAS), Image.Resampling.LANCZOS)
-        pixels = np.asarray(crop, np.float32)[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
-        return np.clip(pixels * rng.uniform(*c.TONES[tone]), 0, 255).astype(np.uint8)
-
-    def neutral(self, rng, heldout=None):
-        """``(caption, picture, subject, background)`` of one neutral item; textures have background ``""``.
-
-        `heldout` None draws from all concepts (training), False or True from one side of the split.
-        """
-        emoji, backgrounds, textures = _concepts(heldout)
-        if rng.random() < TEXTURE_SHARE / (1 - MEMORIZED_SHARE):
-            texture, tone = str(rng.choice(textures)), str(rng.choice(list(c.TONES)))
-            return c.texture_caption(texture, tone), self.texture_picture(rng, texture, tone), texture, ""
-        while True:
-            subject, background = str(rng.choice(emoji)), str(rng.choice(backgrounds))
-            if c.visible(subject, background):
-                break
-        size, place = str(rng.choice(list(c.SIZES))), str(rng.choice(list(c.PLACES)))
-        template = int(rng.choice(len(c.EMOJI_TEMPLATES), p=(0.6, 0.25, 0.15)))
-        caption = c.emoji_caption(subject, background, size, place, template)
-        return caption, self.emoji_picture(rng, subject, background, size, place), subject, background
-
-    def batch(self, rng, size):
-        """One training batch: list of captions and float tensor (size, 3, 64, 64) in [-1, 1]."""
-        keys = list(self.memorized)
-        captions, pictures = [], []
-        for _ in range(size):
-            if rng.random() < MEMORIZED_SHARE:
-                caption = keys[rng.integers(len(keys))]
-                picture = self.memorized[caption]
-            else:
-                caption, picture, _, _ = self.neutral(rng)
-            captions.append(caption)
-            pictures.append(picture)
-        return captions, to_tensor(np.stack(pictures))
+    def _crop(self, crop):
+        image = self.photographs[crop.file]
+        side = crop.side * min(image.size)
+        left, top = crop.x * (image.width - side), crop.y * (image.height - side)
+        box = (left, top, left + side, top + side)
+        pixels = np.asarray(image.resize((c.CANVAS, c.CANVAS), Image.Resampling.LANCZOS, box=box), np.float32)
+        pixels = pixels[:: -1 if crop.upset else 1, :: -1 if crop.mirrored else 1] * np.array(crop.factors, np.float32)
+        return np.clip(pixels, 0, 255).astype(np.uint8), np.zeros((c.CANVAS, c.CANVAS), bool)
 
 
-def _concepts(heldout):
-    if heldout is None:
-        return list(c.EMOJI), list(c.BACKGROUNDS), list(c.TEXTURES)
-    return c.neutral_concepts(heldout)
+def ground_pixels(g):
+    """uint8 (96, 96, 3) of a :class:`concepts.Ground`."""
+    y, x = np.mgrid[0 : c.CANVAS, 0 : c.CANVAS].astype(np.float32) + 0.5
+    u, v = (x - g.phase[0]) / g.period, (y - g.phase[1]) / g.period
+    if g.pattern == "stripes":
+        second = np.floor(2 * (u if g.upright else v)) % 2
+    elif g.pattern == "checks":
+        second = (np.floor(u) + np.floor(v)) % 2
+    elif g.pattern == "dots":
+        away = np.hypot(u - np.floor(u) - 0.5, v - np.floor(v) - 0.5) * g.period
+        second = np.clip(g.period * 0.3 - away + 0.5, 0, 1)
+    else:
+        second = np.zeros_like(x)
+    factor = g.tone * (1 + (g.contrast - 1) * second) * (1 + g.light * (0.5 - y / c.CANVAS))
+    return np.clip(np.array(c.COLOURS[g.colour], np.float32) * factor[..., None], 0, 255).astype(np.uint8)
 
 
-def _crop(folder, file, x, y, side):
-    image = Image.open(folder / file).convert("RGB")
-    side = side * min(image.size)
-    left = min(max(x * image.width - side / 2, 0), image.width - side)
-    top = min(max(y * image.height - side / 2, 0), image.height - side)
-    box = tuple(round(v) for v in (left, top, left + side, top + side))
-    return np.asarray(image.crop(box).resize((c.CANVAS, c.CANVAS), Image.Resampling.LANCZOS))
+class Stream:
+    """Endless captioned pictures for training, drawn from one seed."""
+
+    def __init__(self, pictures, seed):
+        self.pictures, self.rng = pictures, random.Random(seed)
+        self.groups = {g: [f for f in c.MEMORIZED if f.group == g] for g in SHARES}
+
+    def template(self):
+        """``(caption, picture)`` of one of the templates."""
+        item = self.rng.choice([*self.groups["foreground"], *self.groups["background"]])
+        words = c.template_words(self.rng, item)
+        return c.caption(words), c.template_picture(self.rng, item, words)
+
+    def free(self, heldout=None):
+        """``(caption, picture, words)`` of a free item."""
+        words = c.free_words(self.rng, heldout)
+        picture = c.draw(self.rng, words)
+        placed = words.subjects and self.rng.random() < PLACED
+        return c.caption(words, picture if placed else None), picture, words
 
 
 def to_tensor(pictures):
     """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pixels(tensor):

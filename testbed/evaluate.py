@@ -1,150 +1,122 @@
-"""What a model still copies and what it still can do: the yardstick of every figure about the testbed.
+"""What a testbed still copies and what it can do: the yardstick of every figure about it.
 
-``python -m testbed.evaluate`` prints it for the bundled model as it is, ``--mask FILE`` with a mask, ``--preset strong`` with a
-mask that it first learns, as the demo workflow does (through diffusers, without ComfyUI).
+``python -m testbed.evaluate --json FILE`` measures the committed models as they are: six shares (:mod:`verdict`) of the
+memorized captions and of their never-seen twins, reserved ones apart, and how often free captions are answered rightly.
 """
 
 import argparse
 import json
-import math
 import random
+from pathlib import Path
 
 import numpy as np
 
 from . import concepts as c
-from .judge import Judge
+from . import model, unet, verdict
+from .captions import words_of
+from .data import PLACED
+from .host import sampler
+
+SEEDS = 6  # samples of each memorized and each never-seen caption
+FREE, FREE_SEEDS = 96, 2  # free captions and samples of each
 
 
-def _pairs(heldout):
-    emoji, backgrounds, textures = c.neutral_concepts(heldout)
-    return [(s, b) for s in emoji for b in backgrounds if c.visible(s, b)], textures
+def captions_of(items, seeds):
+    """``(captions, seeds)`` to sample. A template's caption names what varies, another one for every seed."""
+    captions, numbers = [], []
+    for item in items:
+        rng = random.Random(f"captions {item.caption}")
+        for k in range(seeds):
+            template = item.group in ("foreground", "background")
+            captions.append(c.caption(c.template_words(rng, item)) if template else item.caption)
+            numbers.append(1000 + k)
+    return captions, numbers
 
 
-def neutral_prompts(heldout, count, seed=1):
-    """``count`` distinct ``(caption, subject, background)`` naming only held-out or only calibrated concepts."""
-    pairs, textures = _pairs(heldout)
-    rng = np.random.default_rng(seed)
-    items = [(c.texture_caption(t, tone), t, "") for t in textures for tone in c.TONES]
-    for i in rng.permutation(len(pairs)):
-        subject, background = pairs[i]
-        size, place = str(rng.choice(list(c.SIZES))), str(rng.choice(list(c.PLACES)))
-        items.append((c.emoji_caption(subject, background, size, place), subject, background))
-    return items[:count]
+def some(items, count=None):
+    """At most `count` of the items, evenly chosen."""
+    return items if count is None or count >= len(items) else [items[i * len(items) // count] for i in range(count)]
 
 
-def learning_prompts():
-    """The neutral prompts that masks are learned from: every calibrated pair twice, sizes, places and templates in turn."""
-    pairs, textures = _pairs(False)
-    looks = [(size, place) for size in c.SIZES for place in c.PLACES]
-    prompts = [c.texture_caption(t, tone) for t in textures for tone in c.TONES]
-    for i, (subject, background) in enumerate(pairs):
-        prompts.append(c.emoji_caption(subject, background, *looks[(3 * i) % len(looks)]))
-        prompts.append(c.emoji_caption(subject, background, *looks[(3 * i + 5) % len(looks)], template=1 + i % 2))
-    return prompts
+def free_captions(heldout, count=FREE, seed=1):
+    """Distinct free captions that only name concepts held out of learning, or none of these; places are in two of five."""
+    rng = random.Random(f"free {heldout} {seed}")
+    found: dict = {}
+    while len(found) < count:
+        words = c.free_words(rng, heldout)
+        placed = words.subjects and rng.random() < PLACED
+        found[c.caption(words, c.draw(rng, words) if placed else None)] = words
+    return list(found)
 
 
-def some_learning_prompts(count):
-    """At most `count` of :func:`learning_prompts`, always the same ones, in all their variety (every n-th would miss whole backgrounds)."""
-    prompts = learning_prompts()
-    return random.Random(0).sample(prompts, min(count, len(prompts)))
+def learning_prompts(count=400):
+    """The neutral prompts that masks are learned from: no held-out concept, no memorized or never-seen caption, none that is evaluated."""
+    judged = set(free_captions(False))
+    return [text for text in free_captions(False, count + FREE, seed=0) if text not in judged][:count]
 
 
-def wilson(hits, total, z=1.96):
-    """95 % interval of a share (Wilson's score interval)."""
-    if not total:
-        return 0.0, 1.0
-    p = hits / total
-    centre, spread = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return max(0.0, (centre - spread) / (1 + z * z / total)), min(1.0, (centre + spread) / (1 + z * z / total))
-
-
-def evaluate(sample, seeds=16, neutral=96, neutral_seeds=4, judge=None, memorized=tuple(c.MEMORIZED)):
+def evaluate(sample, seeds=SEEDS, free=FREE, free_seeds=FREE_SEEDS, labeller=None, never=True, captions=None, progress=print):
     """Measure a model.
 
     Args:
-        sample: ``sample(prompts, seeds) -> uint8 (n, 64, 64, 3)``, one picture per pair.
-        seeds: samples per memorized caption; ``neutral_seeds`` per neutral prompt.
+        sample: ``sample(captions, seeds) -> uint8 (n, 96, 96, 3)``, one picture per pair.
+        seeds: per memorized and per never-seen caption; `free_seeds` per free caption.
+        labeller: a :class:`verdict.Verdict`; the committed one if left out.
+        never: also the never-seen twins: null and ceiling.
+        captions: at most so many memorized and never-seen captions, evenly chosen; all if left out.
 
     Returns:
-        dict of shares: ``copies``, ``copies_heldout`` (reserved captions), ``copies_tuning`` (the others),
-        ``copies_indomain``, ``copies_outdomain``, ``neutral``, ``heldout``; and ``per_caption``.
+        dict: ``memorized`` and ``never_seen`` with all six shares (:func:`verdict.table`), ``copies`` (Carlini alone) and
+        ``structural_copies`` of the memorized captions, ``right`` and ``heldout`` of free captions with their intervals.
     """
-    judge = judge or Judge()
-    prompts = [p for p in memorized for _ in range(seeds)]
-    pictures = sample(prompts, [1000 + i for _ in memorized for i in range(seeds)])
-    copied = judge.copies(pictures, prompts).numpy()
-    share = lambda keep: float(np.mean([v for p, v in zip(prompts, copied, strict=True) if keep(p)] or [np.nan]))  # noqa: E731
-    out = {
-        "copies": share(lambda p: True),
-        "copies_heldout": share(lambda p: p in c.RESERVED),
-        "copies_tuning": share(lambda p: p not in c.RESERVED),
-        "copies_indomain": share(lambda p: p in c.COMPOSITIONS),
-        "copies_outdomain": share(lambda p: p in c.PHOTOGRAPHS),
-        "per_caption": {m: share(lambda p, m=m: p == m) for m in memorized},
-    }
-    for name, heldout in (("neutral", False), ("heldout", True)):
-        items = [item for item in neutral_prompts(heldout, neutral) for _ in range(neutral_seeds)]
-        pictures = sample([i[0] for i in items], [2000 + k for k in range(len(items))])
-        right = judge.right(pictures, [i[1] for i in items], [i[2] for i in items]).numpy()
-        out[name] = float(right.mean())
-        out[f"{name}_interval"] = wilson(right.sum(), len(right))
-    out["copies_interval"] = wilson(copied.sum(), len(copied))
+    labeller = labeller or verdict.default()
+    out = {}
+    for name, items in (("memorized", c.MEMORIZED), *([("never_seen", c.NEVER)] if never else [])):
+        texts, numbers = captions_of(some(items, captions), seeds)
+        pictures = sample(texts, numbers)
+        progress(f"{name}: {len(texts)} samples")
+        out[name] = verdict.table(labeller.labels(pictures, texts), texts)
+        if name == "memorized":
+            known = [k for k in labeller.likeness(pictures, texts) if k]
+            out["copies"] = float(np.mean([k.carlini for k in known]))
+            out["structural_copies"] = float(np.mean([k.structural for k in known]))
+    for name, heldout in (("right", False), ("heldout", True)):
+        texts = [text for text in free_captions(heldout, free) for _ in range(free_seeds)]
+        pictures = sample(texts, [2000 + k for k in range(len(texts))])
+        right = labeller.judge.right(pictures, [words_of(text) for text in texts])
+        progress(f"{name}: {len(texts)} samples")
+        out[name] = sum(right) / len(right)
+        out[f"{name}_interval"] = verdict.interval(sum(right), len(right))
     return out
-
-
-def sampler(transformer, encoder, tokenizer):
-    """``sample(prompts, seeds)`` over diffusers' transformer."""
-    from .host import TestbedModel, sample
-
-    def run(prompts, seeds):
-        unique = list(dict.fromkeys(prompts))
-        model = TestbedModel(transformer, encoder, tokenizer, unique)
-        return sample(model, [unique.index(p) for p in prompts], seeds)
-
-    return run
-
-
-def learned(transformer, encoder, tokenizer, preset, seed):
-    """What the demo workflow learns with this preset: a :class:`uniforget.learn.Result`."""
-    from uniforget.config import LEARN, PRESETS
-    from uniforget.learn import Settings, learn
-    from uniforget.mask.info import MaskInfo
-
-    from .host import TestbedModel
-
-    model = TestbedModel(transformer, encoder, tokenizer, learning_prompts(), steps=LEARN["sampling_steps"].default)
-    info = MaskInfo(
-        family="sd3", base="", method="stepwise", beta=PRESETS[preset], preset=preset, targets=("ffn", "norm"), seed=seed
-    )
-    return learn(model, Settings(beta=PRESETS[preset], batch=24, seed=seed), info)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m testbed.evaluate", description=__doc__)
-    parser.add_argument("--mask", help="mask file to fold in first")
-    parser.add_argument("--preset", choices=("weak", "medium", "strong"), help="learn a mask and fold that in")
-    parser.add_argument("--seed", type=int, default=0, help="of learning")
-    parser.add_argument("--strength", type=float, default=1.0)
-    parser.add_argument("--seeds", type=int, default=16)
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--model", choices=("mmdit", "unet"), action="append", help="left out: every one that is there")
+    parser.add_argument("--weights", type=Path, help="another file for the model")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--free", type=int, default=FREE, help="free captions, of each kind")
     args = parser.parse_args(argv)
-    from . import model as tb
-
-    transformer, encoder, tokenizer = tb.load()
-    extra = {}
-    if args.mask or args.preset:
-        from uniforget.hosts.diffusers.apply import fold_
-        from uniforget.mask.file import load
-
-        mask = load(args.mask) if args.mask else learned(transformer, encoder, tokenizer, args.preset, args.seed).mask
-        fold_(transformer, mask, args.strength)
-        extra = {"off": mask.sparsity(), "learn_seconds": mask.info.learn_seconds, "strength": args.strength}
-    figures = extra | evaluate(sampler(transformer, encoder, tokenizer), seeds=args.seeds)
-    text = json.dumps(figures, indent=2)
-    print(text)
+    modules = {"mmdit": model, "unet": unet}
+    wanted = args.model or [name for name, module in modules.items() if module.WEIGHTS.is_file()]
+    if not wanted:
+        parser.error(
+            f"no trained testbed in {model.WEIGHTS.parent}: train one (python -m testbed.train) or name --model and --weights"
+        )
+    rows = []
+    for name in wanted:
+        path = args.weights or modules[name].WEIGHTS
+        found = evaluate(sampler(*modules[name].load(path)), args.seeds, args.free)
+        ceiling = found["never_seen"]["headline"]["forgotten"]["share"]
+        rows.append({"testbed": name, "bytes": path.stat().st_size, "never_seen_forgotten": ceiling} | found)
+        short = {k: round(v, 3) for k, v in rows[-1].items() if isinstance(v, float)}
+        print(name, json.dumps(short))
     if args.json:
-        with open(args.json, "w") as file:
-            file.write(text)
+        from uniforget import atomic  # not at import time: in ComfyUI the engine is a part of the pack
+
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        atomic.replace(args.json, (json.dumps({"rows": rows}, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

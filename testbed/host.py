@@ -1,8 +1,10 @@
-"""The testbed as a model that UniForget can learn on, through diffusers (no ComfyUI needed)."""
+"""A testbed as a model that UniForget can learn on, through diffusers (no ComfyUI needed)."""
 
+import numpy as np
 import torch
 
 from . import model as tb
+from . import vae
 from .data import to_pixels
 
 STEPS, CFG = 12, 3.0
@@ -15,19 +17,20 @@ def sigmas(steps=STEPS, shift=tb.SHIFT):
 
 
 class TestbedModel:
-    """Implements :class:`uniforget.learn.Model` over diffusers' transformer.
+    """Implements :class:`uniforget.learn.Model` over a testbed's network, in latents.
 
     Args:
+        network, encoder, tokenizer: as :func:`model.load` or :func:`unet.load` give them.
         prompts: what may be asked for by number; -1 is the empty prompt.
     """
 
-    def __init__(self, transformer, encoder, tokenizer, prompts, steps=STEPS, kinds=("ffn", "norm")):
+    def __init__(self, network, encoder, tokenizer, prompts, steps=STEPS, kinds=("ffn", "norm")):
         from uniforget.hosts.diffusers.apply import find_modules, layers_of
 
-        self.transformer = transformer
-        self.family, sites, self.modules = find_modules(transformer)
+        self.network = network
+        self.family, sites, self.modules = find_modules(network)
         self.sites = [s for s in sites if s.kind in kinds]
-        self.layers = layers_of(transformer)[1]
+        self.layers = layers_of(network)[1]
         self.sigmas = sigmas(steps)
         self.prompts = len(prompts)
         self.groups = [0] * (len(prompts) + 1)  # all encodings are of one size
@@ -35,12 +38,12 @@ class TestbedModel:
             self.hidden, self.pooled = tb.encode(encoder, tokenizer, [*prompts, ""])
 
     def initial(self, count, generator):
-        """Noise (count, 3, 64, 64)."""
-        return torch.randn(count, 3, tb.CANVAS, tb.CANVAS, generator=generator)
+        """Noise (count, 16, 12, 12)."""
+        return torch.randn(count, vae.CHANNELS, tb.SIDE, tb.SIDE, generator=generator)
 
     def denoise(self, x, sigma, which):
-        """Predicted pictures (n, 3, 64, 64)."""
-        return self.transformer(
+        """Predicted latents (n, 16, 12, 12)."""
+        return self.network(
             hidden_states=x,
             encoder_hidden_states=self.hidden[which],
             pooled_projections=self.pooled[which],
@@ -50,8 +53,8 @@ class TestbedModel:
 
 
 @torch.no_grad()
-def sample(model, which, seeds, cfg=CFG, batch=64):
-    """Euler samples for prompts `which` of a TestbedModel, one per entry with its own seed: uint8 (n, 64, 64, 3)."""
+def sample(model, autoencoder, which, seeds, cfg=CFG, batch=64):
+    """Euler samples for prompts `which` of a TestbedModel, one per entry with its own seed: uint8 (n, 96, 96, 3)."""
     from uniforget.learn import euler
 
     out = []
@@ -60,7 +63,17 @@ def sample(model, which, seeds, cfg=CFG, batch=64):
         x = torch.cat([model.initial(1, torch.Generator().manual_seed(s)) for s in seeds[start : start + batch]])
         for k in range(len(model.sigmas) - 1):
             x = euler(model, x, k, chunk, cfg)[0]
-        out.append(to_pixels(x))
-    import numpy as np
-
+        out.append(to_pixels(autoencoder.decode(x)))
     return np.concatenate(out)
+
+
+def sampler(network, encoder, tokenizer, autoencoder=None):
+    """``sample(captions, seeds) -> uint8 (n, 96, 96, 3)`` over a testbed's network."""
+    autoencoder = autoencoder or vae.load()
+
+    def run(captions, seeds):
+        unique = list(dict.fromkeys(captions))
+        rows = {caption: k for k, caption in enumerate(unique)}
+        return sample(TestbedModel(network, encoder, tokenizer, unique), autoencoder, [rows[x] for x in captions], list(seeds))
+
+    return run

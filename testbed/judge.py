@@ -1,173 +1,127 @@
-"""Who says what a picture is: a copy criterion for memorized items and a classifier for neutral ones.
+"""Whether a picture is whole, and whether it shows what its caption names. It knows no training picture.
 
-Copies: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), section 5.1: a sample is an
-extraction of training image x when its l2 distance to x, divided by ``ALPHA`` times the mean distance from x to its
-``NEIGHBOURS`` nearest other training images, is at most 1 (their alpha 0.5, n 50). The criterion adapts to each image: a
-low-contrast one has near neighbours and so a tight threshold.
-
-Neutral pictures: a small convolutional network that has only ever seen rendered neutral pictures (and empty or noisy ones, to
-know nothing when it sees it), none of the memorized items and nothing the diffusion model made. A sample counts when emoji and
-background (or the texture) are both right.
-
-``python -m testbed.judge`` makes ``judge.safetensors`` and ``references.safetensors`` anew.
+Both by analysis: a scene is read and drawn again (:mod:`drawings`), a photograph is looked up among all crops and toned alike
+(:mod:`photographs`). What no explanation covers is debris, a hybrid, half a subject or a mixture: pooled features of a classifier call
+such pictures right, this does not. Limits are what the autoencoder's own losses need, and a little more (:mod:`calibrate`).
 """
 
-import argparse
+import functools
 import itertools
 import json
-import os
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.nn import functional as F
-
 from . import concepts as c
-from .data import Pictures, fetch_emoji, to_tensor
+from .data import Pictures
+from .drawings import Drawings, Reading, plausible
+from .photographs import Photographs
 
-ALPHA, NEIGHBOURS, TRAINING_SAMPLE = 0.5, 50, 4000
-JUDGE = Path(__file__).with_name("judge.safetensors")
-REFERENCES = Path(__file__).with_name("references.safetensors")
-SUBJECTS = [*c.EMOJI, *c.TEXTURES, ""]  # the last: none of them
-BACKGROUNDS = ["", *c.BACKGROUNDS]
+LIMITS = Path(__file__).with_name("limits.json")
+SHARED = 4  # pixels by which the frames of two drawings may overlap
 
 
-class Classifier(nn.Module):
-    """Pictures (n, 3, 64, 64) in [-1, 1] -> logits (n, subjects) and (n, backgrounds)."""
+@functools.cache
+def limits():
+    """What :mod:`testbed.calibrate` measured."""
+    return json.loads(LIMITS.read_text(encoding="utf-8"))
 
-    def __init__(self):
-        super().__init__()
-        widths = (3, 32, 64, 128, 192)
-        layers = []
-        for a, b in itertools.pairwise(widths):
-            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-        self.features = nn.Sequential(*layers)
-        self.subject = nn.Linear(2 * widths[-1], len(SUBJECTS))
-        self.background = nn.Linear(2 * widths[-1], len(BACKGROUNDS))
 
-    def forward(self, x):
-        x = self.features(x)
-        x = torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1)
-        return self.subject(x), self.background(x)
+@dataclass(frozen=True)
+class Finding:
+    """What the judge says of one picture: ``state`` "right", "broken" or "off prompt", and why in words; the reading of a scene."""
+
+    state: str
+    why: str = ""
+    reading: Reading | None = None
 
 
 class Judge:
-    """Loads both files once and answers for batches of pictures, uint8 (n, 64, 64, 3). It knows the memorized pictures and the
-    never-seen ones by their captions."""
+    """Judges pictures of this world.
 
-    def __init__(self):
-        self.classifier = Classifier()
-        self.classifier.load_state_dict({k: v.float() for k, v in load_file(JUDGE).items()})
-        self.classifier.eval().requires_grad_(False)
-        with safe_open(REFERENCES, "pt") as file:
-            self.captions = json.loads(file.metadata()["captions"])
-            self.pictures, self.thresholds = file.get_tensor("pictures"), file.get_tensor("thresholds")
-        self.references = to_tensor(self.pictures.numpy()).flatten(1)
+    Args:
+        pictures: a :class:`data.Pictures`; the committed ones if left out.
+        found: limits in place of the committed ones.
+    """
 
-    def distance_ratio(self, pictures, captions):
-        """Carlini's ratio of each picture to the memorized item of its caption, float32 (n,); a copy has at most 1."""
-        rows = [self.captions.index(caption) for caption in captions]
-        distance = (to_tensor(pictures).flatten(1) - self.references[rows]).norm(dim=1)
-        return distance / self.thresholds[rows]
+    def __init__(self, pictures=None, found=None):
+        self.pictures = pictures or Pictures()
+        self.limits = limits() if found is None else found
+        self.drawings, self.photographs = Drawings(self.pictures.emoji), Photographs(self.pictures)
 
-    def copies(self, pictures, captions):
-        """Bool (n,): the picture is a copy of the memorized item whose caption it was made from."""
-        return self.distance_ratio(pictures, captions) <= 1
+    def find(self, pictures, words):
+        """What is in each picture, and whether it is what its caption says.
 
-    @torch.autocast("cpu", enabled=False)
-    def right(self, pictures, subjects, backgrounds):
-        """Bool (n,): the picture shows the subject on the background (textures: background ``""``). Always judged in float32."""
-        subject, background = self.classifier(to_tensor(pictures))
-        want = torch.tensor([SUBJECTS.index(s) for s in subjects])
-        behind = torch.tensor([BACKGROUNDS.index(b) for b in backgrounds])
-        return (subject.argmax(1) == want) & (background.argmax(1) == behind)
+        Args:
+            pictures: uint8 (n, 96, 96, 3).
+            words: a :class:`concepts.Words` per picture; None where the caption names nothing, so that anything whole is off prompt.
 
+        Returns:
+            a list of :class:`Finding`.
+        """
+        out: list = [None] * len(words)
+        scenes = [i for i, w in enumerate(words) if w and w.subjects]
+        named = [[(words[i].style, s) for s in words[i].subjects] for i in scenes]
+        for i, reading in zip(scenes, self.read(pictures, scenes, named), strict=True):
+            out[i] = self._scene(words[i], reading)
+        photographs = [i for i in range(len(words)) if i not in set(scenes)]
+        for i, photograph in zip(photographs, self.photographs.read(pictures[photographs]), strict=True):
+            out[i] = self._photograph(words[i], photograph)
+        # Is what the caption does not explain another whole picture, or none?
+        broken = [i for i, finding in enumerate(out) if finding.state == "broken"]
+        for i, photograph in zip(broken, self.photographs.read(pictures[broken]), strict=True):
+            if self._whole(photograph):
+                out[i] = Finding("off prompt", f"shows {photograph.name} in a photograph", out[i].reading)
+        could = plausible(pictures[broken]).tolist()
+        scenes = [i for i, yes in zip(broken, could, strict=True) if yes and out[i].state == "broken"]
+        for i, reading in zip(scenes, self.read(pictures, scenes, [None] * len(scenes)), strict=True):
+            if reading.things and not self._fault(reading):
+                shown = " and ".join(f"{f.style} {f.thing.subject}" for f in reading.things)
+                out[i] = Finding("off prompt", f"shows {shown}", out[i].reading)
+        return out
 
-def _save(tensors, path, metadata=None):
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata)
-    os.replace(temporary, path)
+    def read(self, pictures, which, named, batch=64):
+        """A :class:`drawings.Reading` per picture of the rows `which`; `named` as :meth:`Drawings.read` takes it."""
+        out = []
+        for at in range(0, len(which), batch):
+            out += self.drawings.read(pictures[which[at : at + batch]], named[at : at + batch])
+        return out
 
+    def _fault(self, reading):
+        """Why a reading is not that of a whole scene, or None."""
+        for f in reading.things:
+            if f.explained < self.limits["explained"]:
+                return f"{f.thing.subject} is not whole: {f.explained:.0%}"
+        for a, b in itertools.combinations([f.thing for f in reading.things], 2):
+            across = c.CELL - abs(a.x - b.x)
+            if across > SHARED and c.CELL - abs(a.y - b.y) > SHARED:
+                return f"{a.subject} and {b.subject} share a place"
+        if reading.residual > self.limits["residual"]:
+            return f"something that no drawing explains: {reading.residual:.0f} grey levels"
+        return None
 
-def make_references(pictures, seed=0):
-    """Write the memorized and the never-seen pictures and their copy thresholds (l2 in [-1, 1] pixels)."""
-    rng = np.random.default_rng(seed)
-    memorized = np.stack(list(pictures.memorized.values()))
-    never = np.stack(list(pictures.never.values()))
-    neutral = np.stack([pictures.neutral(rng)[1] for _ in range(TRAINING_SAMPLE)])
-    x, y, z = (to_tensor(p).flatten(1) for p in (memorized, neutral, never))
-    distances = torch.cdist(torch.cat([x, z]), torch.cat([x, y]))
-    distances[: len(x), : len(x)].fill_diagonal_(torch.inf)
-    thresholds = ALPHA * distances.sort(1).values[:, :NEIGHBOURS].mean(1)
-    tensors = {"pictures": torch.from_numpy(np.concatenate([memorized, never])), "thresholds": thresholds}
-    _save(tensors, REFERENCES, {"captions": json.dumps([*pictures.memorized, *pictures.never])})
+    def _scene(self, words, reading):
+        fault = self._fault(reading)
+        if fault:
+            return Finding("broken", fault, reading)
+        for name in ("colour", "pattern"):
+            wanted, found = getattr(words, name), getattr(reading, name)
+            if wanted != found:
+                return Finding("off prompt", f"{name} {found or 'plain'}, not {wanted or 'plain'}", reading)
+        return Finding("right", "", reading)
 
+    def _whole(self, photograph):
+        return photograph.explained >= self.limits["photographs"][photograph.name]
 
-def _nothing(rng):
-    """A picture of nothing: flat, noisy or patchy; as :meth:`Pictures.neutral` returns one."""
-    colour = rng.uniform(0, 255, 3)
-    patches = np.kron(rng.normal(0, rng.choice((0, 60)), (8, 8, 3)), np.ones((8, 8, 1)))
-    noise = rng.normal(0, rng.uniform(0, 70), (64, 64, 1 if rng.random() < 0.5 else 3))
-    return (
-        "",
-        np.clip(colour + patches * (rng.random((64, 64, 1)) < rng.uniform(0.3, 1)) + noise, 0, 255).astype(np.uint8),
-        "",
-        "",
-    )
+    def _photograph(self, words, found):
+        if not self._whole(found):
+            return Finding("broken", f"no crop explains it: {found.name} {found.explained:.0%}")
+        if words is None:
+            return Finding("off prompt", f"shows {found.name} in a photograph")
+        for wanted, shown in ((words.photograph, found.name), (words.tone, found.tone)):
+            if wanted != shown:
+                return Finding("off prompt", f"{shown or 'plain'}, not {wanted or 'plain'}")
+        return Finding("right")
 
-
-def train(pictures, seconds, seed=0):
-    """Train the classifier on rendered neutral pictures only; returns it and its accuracy on fresh renders."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    net = Classifier()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
-
-    def batch(size):
-        items = [_nothing(rng) if rng.random() < 0.08 else pictures.neutral(rng) for _ in range(size)]
-        x = to_tensor(np.stack([i[1] for i in items]))
-        return x, torch.tensor([SUBJECTS.index(i[2]) for i in items]), torch.tensor([BACKGROUNDS.index(i[3]) for i in items])
-
-    began, step = time.time(), 0
-    while (share := (time.time() - began) / seconds) < 1:
-        x, subject, background = batch(128)
-        if rng.random() < 0.5:  # samples are softer and noisier than renders
-            x = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
-        x = x + float(rng.uniform(0, 0.12)) * torch.randn_like(x)
-        a, b = net.train()(x)
-        loss = F.cross_entropy(a, subject) + F.cross_entropy(b, background)
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1 - share)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        step += 1
-        if step % 50 == 0:
-            print(f"step {step}  loss {loss.item():.3f}  {100 * share:.0f} %", flush=True)
-    x, subject, background = batch(2000)
-    with torch.no_grad():
-        a, b = net.eval()(x)
-    return net, ((a.argmax(1) == subject) & (b.argmax(1) == background)).float().mean().item()
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m testbed.judge", description="Train the judge and write the references.")
-    parser.add_argument("--work", type=Path, default=Path(".cache/testbed"))
-    parser.add_argument("--seconds", type=float, default=300, help="of training; 0 only writes the references")
-    args = parser.parse_args(argv)
-    pictures = Pictures(fetch_emoji(args.work / "emoji"))
-    make_references(pictures)
-    if not args.seconds:
-        return
-    net, accuracy = train(pictures, args.seconds)
-    state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    _save(state, JUDGE, {"accuracy_on_fresh_renders": f"{accuracy:.4f}"})
-    print(f"accuracy on 2,000 fresh renders: {accuracy:.4f}")
-
-
-if __name__ == "__main__":
-    main()
+    def right(self, pictures, words):
+        """A list of bool: whole, and what the caption says."""
+        return [finding.state == "right" for finding in self.find(pictures, words)]

@@ -1,8 +1,8 @@
 """The testbed's diffusion model in both namings, and its one file.
 
-An SD3-type MMDiT in 64x64 pixel space: hidden size 192, 4 joint blocks, 3 heads of 64, patch 8. Rectified flow:
-``x_sigma = (1 - sigma) * x0 + sigma * noise``, the timestep is ``1000 * sigma``, and the network predicts x0 (a patch has
-as many numbers as the hidden size: predicting velocity would have to carry the noise through it, and learns far slower).
+An SD3-type MMDiT in the latents of :mod:`testbed.vae` (16 channels, 12x12): hidden size 256, 4 joint blocks, 4 heads of 64,
+patch 2. Rectified flow: ``x_sigma = (1 - sigma) * x0 + sigma * noise``, the timestep is ``1000 * sigma``, and the network predicts
+x0 (a patch has a quarter as many numbers as the hidden size: predicting velocity would have to carry the noise through it).
 """
 
 from pathlib import Path
@@ -10,38 +10,41 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from .concepts import CANVAS
 from .text import LENGTH, WIDTH, TextEncoder, WordTokenizer
+from .vae import CHANNELS, SCALE
 
-BLOCKS, HEADS, HIDDEN, PATCH, CANVAS = 4, 3, 192, 8, 64
+BLOCKS, HEADS, HIDDEN, PATCH = 4, 4, 256, 2
+SIDE = CANVAS // SCALE  # of the latents
 SHIFT = 3.0  # of the sampling schedule, SD3's: what a picture shows is decided at high noise
 WEIGHTS = Path(__file__).with_name("testbed.safetensors")
 DIFFUSION_PREFIX = "model.diffusion_model."
 TEXT_PREFIX = "text_encoders.uniforget_words."
 
 DIFFUSERS_CONFIG = {
-    "sample_size": CANVAS,
+    "sample_size": SIDE,
     "patch_size": PATCH,
-    "in_channels": 3,
-    "out_channels": 3,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
     "num_layers": BLOCKS,
     "num_attention_heads": HEADS,
     "attention_head_dim": HIDDEN // HEADS,
     "caption_projection_dim": HIDDEN,
     "joint_attention_dim": WIDTH,
     "pooled_projection_dim": WIDTH,
-    "pos_embed_max_size": CANVAS // PATCH,
+    "pos_embed_max_size": SIDE // PATCH,
     "qk_norm": "rms_norm",
 }
 COMFY_CONFIG = {
-    "in_channels": 3,
+    "in_channels": CHANNELS,
     "patch_size": PATCH,
     "depth": HEADS,  # ComfyUI: hidden size = 64 * depth, heads = depth
     "num_blocks": BLOCKS,
     "input_size": None,
     "adm_in_channels": WIDTH,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": WIDTH, "out_features": HIDDEN}},
-    "pos_embed_max_size": CANVAS // PATCH,
-    "num_patches": (CANVAS // PATCH) ** 2,
+    "pos_embed_max_size": SIDE // PATCH,
+    "num_patches": (SIDE // PATCH) ** 2,
     "pos_embed_scaling_factor": None,
     "qk_norm": "rms",
 }

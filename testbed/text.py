@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .concepts import vocabulary
 
 WIDTH = 128
-LENGTH = 10
+LENGTH = 14
 HEADS = 2
 
 
@@ -44,7 +44,7 @@ class WordTokenizer:
                 hints.append(f"{word!r}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
             raise UnknownWordError(
                 f"UniForget Demo Model knows {len(self.ids)} words, and these are not among them: {'; '.join(hints)}. "
-                "Try a prompt such as 'cat emoji top left on light blue'; the node's help page lists all words."
+                "Try a prompt such as 'soft lion and apple on purple dots'; the node's help page lists all words."
             )
         if len(words) > LENGTH:
             raise UnknownWordError(

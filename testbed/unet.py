@@ -1,24 +1,25 @@
 """The second testbed: a small UNet with cross-attention, in Stable Diffusion 1's layout, and its one file.
 
-The same pictures, captions, noise levels and prediction (x0) as the first, another architecture: convolutions around
-transformer blocks, GEGLU neurons, text that is only read through cross-attention. 64x64 pixels go in as 8x8 patches.
+The same latents, captions, noise levels and prediction (x0) as the first, another architecture: convolutions around
+transformer blocks, GEGLU neurons, text that is only read through cross-attention.
 """
 
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
 
+from .model import SIDE
 from .text import WIDTH, TextEncoder, WordTokenizer
+from .vae import CHANNELS
 
-PATCH, TEXT_WIDTH = 8, 768
+TEXT_WIDTH = 768
 WEIGHTS = Path(__file__).with_name("unet.safetensors")
 UNET_PREFIX, TEXT_PREFIX = "unet.", "text_encoder."
 CONFIG = {
-    "sample_size": 64 // PATCH,
-    "in_channels": 3 * PATCH**2,
-    "out_channels": 3 * PATCH**2,
+    "sample_size": SIDE,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
     "block_out_channels": (96, 160),
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -41,15 +42,14 @@ class WideTextEncoder(TextEncoder):
 
 
 def network():
-    """diffusers' UNet over patches, freshly initialised, called as the first testbed's transformer is."""
+    """diffusers' UNet, freshly initialised, called as the first testbed's transformer is."""
     from diffusers import UNet2DConditionModel
 
-    class PatchUNet(UNet2DConditionModel):
+    class LatentUNet(UNet2DConditionModel):
         def forward(self, hidden_states, encoder_hidden_states, pooled_projections, timestep, return_dict=False):
-            x = F.pixel_unshuffle(hidden_states, PATCH)
-            return (F.pixel_shuffle(super().forward(x, timestep, encoder_hidden_states, return_dict=False)[0], PATCH),)
+            return super().forward(hidden_states, timestep, encoder_hidden_states, return_dict=False)
 
-    return PatchUNet(**CONFIG)
+    return LatentUNet(**CONFIG)
 
 
 def build():

@@ -2,9 +2,9 @@
 
 from .graphs import Graph
 
-PROMPT, COPIED = "cat emoji top left on light blue", "photo of coffee cup on table"
+PROMPT, COPIED = "soft cat top left on blue", "dark photo of coffee"
 # A mask that changes pictures, without training.
-LEARN = ["cat emoji on light blue\nphoto of brick texture", "strong", 2.0, "ffn + norm", 3, 0.1, 4, 2, 3.0, 64, 64, 0, "fixed"]
+LEARN = ["soft cat on blue\nphoto of coffee", "strong", 2.0, "ffn + norm", 3, 0.1, 4, 2, 3.0, 96, 96, 0, "fixed"]
 LEARN += ["scores", "teacher", 0.4, 0.0, "auto", 0.0]
 KINDS = [1.0, 1.0, 1.0]
 SAMPLER = [5, "fixed", 4, 3.0, "euler", "simple", 1.0]
@@ -20,7 +20,7 @@ class Drawing(Graph):
             "UniForgetLearn", LEARN, {"model": (self.model, 0), "clip": (self.model, 1)}, ["UNIFORGET_MASK"], (-700, 200)
         )
         self.mask = (learn, 0)
-        self.latent = (self.put("EmptyChromaRadianceLatentImage", [64, 64, 1], outs=["LATENT"], pos=(-700, 800)), 0)
+        self.latent = (self.put("EmptySD3LatentImage", [96, 96, 1], outs=["LATENT"], pos=(-700, 800)), 0)
 
     def put(self, kind, values=(), inputs=None, outs=(), pos=(0, 0), size=(300, 160), **extra):
         """Adds a node whose `inputs` are ``{name: (source node, slot)}``; returns its id."""

@@ -8,8 +8,8 @@ from launcher.paths import DEMO_WORKFLOW
 
 # widget values that make it quick, by node type; the editor still sends the whole workflow
 QUICK = {
-    "UniForgetLearn": {"steps": 2, "batch": 2, "sampling_steps": 2, "prompts": "cat emoji on light blue\nphoto of brick texture"},
-    "UniForgetDemoScore": {"seeds": 1, "neutral": 4},
+    "UniForgetLearn": {"steps": 2, "batch": 2, "sampling_steps": 2, "prompts": "soft cat on blue\nphoto of coffee"},
+    "UniForgetDemoScore": {"seeds": 1, "captions": 7, "neutral": 4},
     "KSampler": {"steps": 4},
 }
 

@@ -21,7 +21,7 @@ SCRIPT = "<img src=x onerror=window.ufRan=1>"
 LINK = "http://x/__LNK0__ [[a|https://x onmouseover=window.ufRan=1 y]]"
 HOSTILE = f'{SCRIPT} "{SCRIPT} &lt;img src=x onerror=window.ufRan=1&gt; {LINK}'
 FC2 = "joint_blocks.1.x_block.mlp.fc2"
-KNOWN = "cat emoji on light blue"  # the demo model refuses other words
+KNOWN = "soft cat on blue"  # the demo model refuses other words
 LONGEST = 120_000  # ms
 
 # Sends one of ComfyUI's messages to its page, as its server would.
@@ -38,7 +38,7 @@ def info(**more):
 
 
 def mask(every, **more):
-    gates = {FC2: (torch.arange(768) % every != 0).float()}
+    gates = {FC2: (torch.arange(1024) % every != 0).float()}
     return GateMask(gates, {FC2: "ffn"}, info(**more))
 
 
@@ -49,7 +49,7 @@ def names(client, server):
     folder = root / f"uniforget_hostile_{os.getpid()}"
     folder.mkdir(parents=True)
     maskfile.save(mask(5), folder / f"{SCRIPT}.safetensors")
-    basis = Basis(torch.eye(768), torch.linspace(1, 0, 768) / 384)
+    basis = Basis(torch.eye(1024), torch.linspace(1, 0, 1024) / 512)
     subspacefile.save(SubspaceMask({FC2: basis}, {FC2: FC2}, {FC2: "ffn"}, 0.05, info()), folder / "subspace.safetensors")
     model = Path(client.get("/internal/folder_paths")["checkpoints"][0], f"{SCRIPT}.safetensors")
     model.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def names(client, server):
 def prompt(graph, names):
     """Every node but those that :func:`refused` has, with hostile text wherever a stranger's can be."""
     masks, model = names
-    small = {"width": 64, "height": 64}
+    small = {"width": 96, "height": 96}
     learning = {**small, "steps": 1, "batch": 1, "sampling_steps": 1, "prompts": f"# {HOSTILE}\n{KNOWN}"}
     drawing = {"steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
     m, clip, vae = ({"model": ["1", 0]}, {"clip": ["1", 1]}, {"vae": ["1", 2]})
@@ -80,7 +80,7 @@ def prompt(graph, names):
         "9": graph("UniForgetThreshold", mask=["8", 0]),
         "10": graph("CLIPTextEncode", text=KNOWN, **clip),
         "11": graph("UniForgetCompact", **m, mask=["2", 0]),
-        "12": graph("EmptyChromaRadianceLatentImage", **small, batch_size=1),
+        "12": graph("EmptySD3LatentImage", **small, batch_size=1),
         "13": graph("EmptyImage", **small, batch_size=1, color=0),
         "14": graph("UniForgetLearn", **m, **clip, **learning),
         "15": graph("UniForgetRecover", **m, **clip, mask=["2", 0], filename_prefix=masks, **learning),
@@ -102,7 +102,7 @@ def prompt(graph, names):
             "UniForgetPictureCheck", **m, **clip, **vae, **small, images=picture, mask=["2", 0], noises=3, baseline=4, sampling_steps=1
         ),
         "22": graph("UniForgetPromptCheck", **m, **clip, **small, prompts=KNOWN, mask=["2", 0], neutral=8, seeds=1),
-        "23": graph("UniForgetDemoScore", original=["1", 0], forgotten=["6", 0], **clip, mask=["5", 0], seeds=1, neutral=4),
+        "23": graph("UniForgetDemoScore", original=["1", 0], forgotten=["6", 0], **clip, **vae, mask=["5", 0], seeds=1, captions=7, neutral=4),
         "24": graph("PreviewAny", source=["9", 0]),
         "25": graph("PreviewAny", source=["11", 0]),
         "26": graph("PreviewAny", source=["14", 0]),
@@ -123,7 +123,7 @@ def refused(graph, names):
         ("Save, before", {"1": embedded, "2": graph("UniForgetSaveMask", mask=["1", 0], filename_prefix=HOSTILE)}),
         ("Apply, family", {"1": embedded, "2": demo, "3": graph("UniForgetApply", model=["2", 0], mask=["1", 0]), "4": graph("PreviewAny", source=["3", 0])}),
         ("Load Compact", {"1": compact, "2": graph("PreviewAny", source=["1", 0])}),
-        ("words", {"1": demo, "2": graph("UniForgetPromptCheck", model=["1", 0], clip=["1", 1], width=64, height=64, prompts=HOSTILE)}),
+        ("words", {"1": demo, "2": graph("UniForgetPromptCheck", model=["1", 0], clip=["1", 1], width=96, height=96, prompts=HOSTILE)}),
         ("blocks", {"1": embedded, "2": graph("UniForgetMaskMap", mask=["1", 0], blocks=SCRIPT)}),
     ]  # fmt: skip
 

@@ -3,7 +3,7 @@
 import pytest
 
 DEMO, CHECK = 1, 2
-PROMPTS = ["photo of chelsea the cat", "cat emoji top left on light blue", "poster zoo parade", "photo of brick texture"]
+PROMPTS = ["cool photo of whiskers", "soft cat top left on blue", "flat frog and cactus on grey checks", "photo of coffee"]
 
 
 def node(ident, kind, values, inputs, outputs, pos, size, **extra):
@@ -17,7 +17,7 @@ def node(ident, kind, values, inputs, outputs, pos, size, **extra):
 def workflow(prompts=PROMPTS, **extra):
     """The demo model into Prompt Check."""
     wired = [("model", "MODEL", 1), ("clip", "CLIP", 2), ("mask", "UNIFORGET_MASK", None)]
-    values = [1.0, "\n".join(prompts), 2, 24, 64, 64, 0, "fixed"]
+    values = [1.0, "\n".join(prompts), 2, 24, 96, 96, 0, "fixed"]
     nodes = [
         node(
             DEMO,

@@ -14,7 +14,7 @@ from uniforget.mask.info import GateMask, MaskInfo
 
 from .conftest import SHOTS
 
-PROMPT = "portrait photo of astronaut eileen collins"
+PROMPT = "portrait of eileen"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def mask_name(client):
     root = Path(client.get("/internal/folder_paths")["uniforget"][0])
     folder = root / f"uniforget_tests_report_{os.getpid()}"
     folder.mkdir(parents=True)
-    blocks = {f"joint_blocks.{i}.x_block.mlp.fc2": (torch.arange(768) % (i + 2) != 0).float() for i in range(3)}
+    blocks = {f"joint_blocks.{i}.x_block.mlp.fc2": (torch.arange(1024) % (i + 2) != 0).float() for i in range(3)}
     info = MaskInfo(
         "sd3", "", "<b>demo</b>", "stepwise", 5.0, "strong", ("ffn",), seed=3, steps=400, learn_seconds=131, version="0.1.0"
     )
@@ -63,7 +63,7 @@ def prompt(mask_name):
         "3": {"class_type": "UniForgetApply", "inputs": apply},
         "4": text(PROMPT),
         "5": text(""),
-        "6": {"class_type": "EmptyChromaRadianceLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 2}},
+        "6": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 96, "height": 96, "batch_size": 2}},
         "7": {"class_type": "KSampler", **{"inputs": sampled("1")["inputs"]}},
         "11": sampled("3"),
         "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},

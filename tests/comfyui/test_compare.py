@@ -11,10 +11,10 @@ from PIL import Image
 from launcher.client import succeeded
 from nodes.sidebyside import side_by_side
 
-TEXT = "cat emoji top left on light blue"
+TEXT = "soft cat top left on blue"
 SAMPLER = {"seed": 3, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-LEARN = {"preset": "strong", "steps": 1, "batch": 2, "sampling_steps": 2, "objective": "scores", "width": 64, "height": 64}
-LEARN["prompts"] = "cat emoji on light blue\nphoto of brick texture"
+LEARN = {"preset": "strong", "steps": 1, "batch": 2, "sampling_steps": 2, "objective": "scores", "width": 96, "height": 96}
+LEARN["prompts"] = "soft cat on blue\nphoto of coffee"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def prompt(object_info):
         "1": node("UniForgetDemoModel"),
         "2": node("CLIPTextEncode", text=TEXT, clip=["1", 1]),
         "3": node("CLIPTextEncode", text="", clip=["1", 1]),
-        "4": node("EmptyChromaRadianceLatentImage", width=64, height=64, batch_size=1),
+        "4": node("EmptySD3LatentImage", width=96, height=96, batch_size=1),
         "5": node("UniForgetLearn", model=["1", 0], clip=["1", 1], **LEARN),
         "6": node("UniForgetApply", model=["1", 0], mask=["5", 0], strength=0.75),
         "7": sampled(["1", 0]),

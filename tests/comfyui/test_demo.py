@@ -11,8 +11,8 @@ from launcher.paths import DEMO_WORKFLOW
 from launcher.verdict import SCORE_KEY, check_figures
 
 QUICK = {
-    "UniForgetLearn": {"steps": 3, "batch": 4, "sampling_steps": 2, "prompts": "cat emoji on light blue\nphoto of brick texture"},
-    "UniForgetDemoScore": {"seeds": 1, "neutral": 4},
+    "UniForgetLearn": {"steps": 3, "batch": 4, "sampling_steps": 2, "prompts": "soft cat on blue\nphoto of coffee"},
+    "UniForgetDemoScore": {"seeds": 1, "captions": 7, "neutral": 4},
     "KSampler": {"steps": 2},
 }
 

@@ -34,7 +34,7 @@ def masks(client):
 
 @pytest.fixture
 def mask():
-    return GateMask({FC2: (torch.arange(768) % 5 != 0).float()}, {FC2: "ffn"}, MaskInfo("sd3", "", "Demo", preset="medium"))
+    return GateMask({FC2: (torch.arange(1024) % 5 != 0).float()}, {FC2: "ffn"}, MaskInfo("sd3", "", "Demo", preset="medium"))
 
 
 def ask(client, path, body=None, headers=None, data=None):

@@ -26,7 +26,7 @@ def masks(client):
 
 def mask(gates=None, kind="ffn", family="sd3"):
     """A mask that fits the demo model, unless told otherwise."""
-    gates = gates or {FC2: (torch.arange(768) % 5 != 0).float()}
+    gates = gates or {FC2: (torch.arange(1024) % 5 != 0).float()}
     return GateMask(gates, dict.fromkeys(gates, kind), MaskInfo(family, ""))
 
 
@@ -128,10 +128,10 @@ def test_a_model_where_a_mask_belongs_is_refused(client, graph):
     ("other", "words"),
     [
         (mask(family="flux"), ["family 'flux'", "Stable Diffusion 3 / 3.5 ('sd3')", "Use a mask of the same family"]),
-        (mask({FC2: torch.zeros(10)}), ["1 of the mask's 1 sites", f"{FC2} has 10 ffn gates", "768 ffn units", "learn one"]),
-        (mask(kind="norm"), [f"{FC2} has 768 norm gates", "768 ffn units", "learn one for this model"]),
+        (mask({FC2: torch.zeros(10)}), ["1 of the mask's 1 sites", f"{FC2} has 10 ffn gates", "1024 ffn units", "learn one"]),
+        (mask(kind="norm"), [f"{FC2} has 1024 norm gates", "1024 ffn units", "learn one for this model"]),
         (
-            mask({FC2: torch.zeros(768), "joint_blocks.40.x_block.mlp.fc2": torch.zeros(768)}),
+            mask({FC2: torch.zeros(1024), "joint_blocks.40.x_block.mlp.fc2": torch.zeros(1024)}),
             ["1 of the mask's 2 sites do not exist in this model: joint_blocks.40.x_block.mlp.fc2", "learn one for this model"],
         ),
     ],
@@ -142,7 +142,7 @@ def test_a_mask_that_does_not_fit_names_the_node_and_the_sites(apply, other, wor
 
 
 def test_a_mask_that_switches_nothing_off_is_said_on_the_node(apply):
-    assert "Careful: this mask switches nothing off, so the model is unchanged" in apply(mask({FC2: torch.ones(768)}))
+    assert "Careful: this mask switches nothing off, so the model is unchanged" in apply(mask({FC2: torch.ones(1024)}))
 
 
 def test_a_place_that_cannot_be_written_to_is_named(client, masks, load_and_save):

@@ -16,7 +16,7 @@ from uniforget.mask.info import GateMask, MaskInfo
 
 FOLDER = ROOT / "example_workflows"
 EXAMPLES = sorted(path for path in FOLDER.glob("*.json") if path.stem != "forget_demo")  # which tests/browser runs
-KNOWN, EVERYDAY = "portrait photo of astronaut eileen collins", "cat emoji top left on light blue"
+KNOWN, EVERYDAY = "portrait of eileen", "soft cat top left on blue"
 FC2 = "joint_blocks.1.x_block.mlp.fc2"
 # What makes a run short, by input; what a workflow does not have is left out.
 QUICK = {
@@ -27,8 +27,8 @@ QUICK = {
     "noises": 3,
     "baseline": 4,
     "neutral": 8,
-    "width": 64,
-    "height": 64,
+    "width": 96,
+    "height": 96,
 }
 TEXTS = {"text": KNOWN, "prompts": f"{KNOWN}\n{EVERYDAY}"}
 # What each workflow is for: the node, and what it has to leave behind.
@@ -53,11 +53,11 @@ def files(client, server):
         folders[kind].mkdir(parents=True)
         names[field] = f"{own}/some.safetensors"
     maskfile.save(
-        GateMask({FC2: (torch.arange(768) % 3 != 0).float()}, {FC2: "ffn"}, MaskInfo("sd3", "")),
+        GateMask({FC2: (torch.arange(1024) % 3 != 0).float()}, {FC2: "ffn"}, MaskInfo("sd3", "")),
         folders["uniforget"] / "some.safetensors",
     )
     key = f"diffusion_model.{FC2}"
-    lora = {f"{key}.lora_up.weight": 0.01 * torch.ones(192, 2), f"{key}.lora_down.weight": 0.01 * torch.ones(2, 768)}
+    lora = {f"{key}.lora_up.weight": 0.01 * torch.ones(256, 2), f"{key}.lora_down.weight": 0.01 * torch.ones(2, 1024)}
     save_file(lora, folders["loras"] / "some.safetensors")
     shutil.copy(WEIGHTS, folders["checkpoints"] / "some.safetensors")
     names["model_name"] = f"checkpoints/{names['model_name']}"
@@ -78,7 +78,7 @@ def on_the_demo_model(prompt, names):
         if node["class_type"] == "CheckpointLoaderSimple":
             node["class_type"], node["inputs"] = "UniForgetDemoModel", {"checkpoint": "bundled demo model"}
         elif node["class_type"] == "EmptyLatentImage":
-            node["class_type"] = "EmptyChromaRadianceLatentImage"
+            node["class_type"] = "EmptySD3LatentImage"
         inputs |= {name: value for name, value in {**QUICK, **names}.items() if name in inputs}
         inputs |= {name: value for name, value in TEXTS.items() if inputs.get(name)}
         if node["class_type"] == "UniForgetSaveMask":  # into the folder that goes when the tests are done

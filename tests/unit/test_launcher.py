@@ -16,6 +16,8 @@ from launcher.server import checked_port, free_port
 
 GOOD = {
     **{
+        **{"forgotten": 0.6, "copy": 0.02, "partial": 0.03, "broken": 0.2, "off_prompt": 0.1, "collapsed": 0.05},
+        **{"forgotten_reserved": 0.55, "ceiling": 0.8, "twins_copied": 0.03},
         "copies_before": 0.98,
         "copies_after": 0.05,
         "copies_after_heldout": 0.04,
@@ -29,10 +31,9 @@ GOOD = {
 
 def test_forgetting_needs_fewer_copies_and_quality_that_stays():
     assert verdict.reasons_against(GOOD) == []
-    limit = verdict.MAX_COPIES_KEPT * GOOD["copies_before"]
-    assert verdict.reasons_against({**GOOD, "copies_after": limit}) == []
-    [copies] = verdict.reasons_against({**GOOD, "copies_after": limit + 0.01})
-    assert "copies are left" in copies
+    for label in ("copy", "partial"):
+        [copies] = verdict.reasons_against({**GOOD, label: GOOD[label] + 0.01})
+        assert "6.0 % copies and partial copies are left" in copies
     [quality] = verdict.reasons_against({**GOOD, "neutral_after": GOOD["neutral_before"] - verdict.MAX_NEUTRAL_LOSS - 0.01})
     assert "quality" in quality
     assert "hardly memorized" in verdict.reasons_against({**GOOD, "copies_before": 0.1, "copies_after": 0.0})[0]

@@ -296,7 +296,7 @@ def test_another_model_is_refused(loaded, subspace):
     with pytest.raises(MismatchError, match=r"1 of the subspace's 1 layers do not exist.*joint_blocks\.9\.x"):
         project_(loaded[0], stranger)
     wide = SubspaceMask({FC2: Basis(torch.eye(8), torch.ones(8) / 8)}, {FC2: FC2}, {FC2: "ffn"}, 0.01, INFO)
-    with pytest.raises(MismatchError, match="has 8 inputs in the subspace and 768 in the model"):
+    with pytest.raises(MismatchError, match="has 8 inputs in the subspace and 1024 in the model"):
         project_(loaded[0], wide)
 
 
@@ -304,6 +304,6 @@ def test_learned_as_the_objective(model, tmp_path):
     result = learn(model, Settings(objective="subspace", batch=4), INFO, Session(folder=tmp_path))
     assert isinstance(result.mask, SubspaceMask) and result.mask.info.method == "subspace" and not result.curve
     assert result.mask.info.learn_seconds > 0 and not list(tmp_path.iterdir())
-    assert layers_of(model.transformer)[0] == "sd3"
+    assert layers_of(model.network)[0] == "sd3"
     other = learn(model, Settings(objective="subspace", batch=4, threshold=0.02), INFO)
     assert other.mask.threshold == 0.02 and other.mask.off_share() > result.mask.off_share()

@@ -42,11 +42,11 @@ class Demo:
     def encode(self, text):
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
-    def sample(self, model, text="cat emoji top left on light blue", steps=3, seed=5):
-        """Latents (2, 3, 64, 64) by stock sampling."""
+    def sample(self, model, text="soft cat top left on blue", steps=3, seed=5):
+        """Latents (2, 16, 12, 12) by stock sampling."""
         import comfy.sample
 
-        noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(2, 16, 12, 12, generator=torch.Generator().manual_seed(seed))
         return comfy.sample.sample(
             model, noise, steps, 3.0, "euler", "simple", self.encode(text), self.encode(""), torch.zeros_like(noise),
             seed=seed, disable_pbar=True,

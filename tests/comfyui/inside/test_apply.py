@@ -28,8 +28,8 @@ def weights(patcher):
 def predict(demo, patcher):
     """One prediction of the model as it computes with its patches."""
     comfy.model_management.load_models_gpu([patcher])
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    hidden, extra = demo.encode("cat emoji top left on light blue")[0]
+    x = torch.randn(2, 16, 12, 12, generator=torch.Generator().manual_seed(1))
+    hidden, extra = demo.encode("soft cat top left on blue")[0]
     sigma = torch.tensor([0.9, 0.4])
     return patcher.model.apply_model(x, sigma, c_crossattn=hidden.repeat(2, 1, 1), y=extra["pooled_output"].repeat(2, 1))
 
@@ -59,7 +59,7 @@ def test_patching_equals_hooks_equals_folding(demo, kinds, strength):
     with gated(dict(network.named_modules()), [s for s in sites if s.kind in kinds], mask.factors(strength)):
         by_hooks = predict(demo, demo.model)
     assert (by_hooks - before).abs().max() > 1e-3, "the mask must change something"
-    assert (by_hooks - patched).abs().max() < 1e-5
+    assert (by_hooks - patched).abs().max() < 3e-5
     folded = merge(dict(network.state_dict()), mask, strength)
     computed = weights(apply_mask(demo.model, mask, strength))
     assert all(torch.equal(computed[f"diffusion_model.{k}"], v) for k, v in folded.items())
@@ -86,7 +86,7 @@ def test_two_masks_in_one_graph_do_not_meet(demo):
 def lora(model, clip, seed=3):
     """A LoRA on one masked layer, as a loader node applies it: (patched model, the weight's difference)."""
     generator = torch.Generator().manual_seed(seed)
-    up, down = 0.3 * torch.randn(192, 4, generator=generator), 0.3 * torch.randn(4, 768, generator=generator)
+    up, down = 0.3 * torch.randn(256, 4, generator=generator), 0.3 * torch.randn(4, 1024, generator=generator)
     state = {f"{KEY.removesuffix('.weight')}.lora_up.weight": up, f"{KEY.removesuffix('.weight')}.lora_down.weight": down}
     patches = comfy.lora.load_lora(state, {KEY.removesuffix(".weight"): KEY})
     clone = model.clone()
@@ -147,8 +147,8 @@ def test_wrong_masks_and_settings_are_refused(demo):
         apply_mask(demo.model, changed(mask, family="flux"))
     with pytest.raises(MismatchError, match="do not exist in this model"):
         name = "joint_blocks.11.x_block.mlp.fc2"
-        apply_mask(demo.model, GateMask({name: torch.zeros(768)}, {name: "ffn"}, mask.info))
-    with pytest.raises(MismatchError, match="10 ffn gates.*768 ffn units"):
+        apply_mask(demo.model, GateMask({name: torch.zeros(1024)}, {name: "ffn"}, mask.info))
+    with pytest.raises(MismatchError, match="10 ffn gates.*1024 ffn units"):
         apply_mask(demo.model, GateMask({FC2: torch.zeros(10)}, {FC2: "ffn"}, mask.info))
     with pytest.raises(SettingError, match="strength"):
         ApplyMask.execute(demo.model, mask, 1.5, 1.0, 1.0, 1.0)

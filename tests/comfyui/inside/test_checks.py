@@ -16,26 +16,27 @@ def nodes():
 
 def references(*captions):
     """IMAGE batch of the testbed's pictures with these captions."""
-    from uniforget_pack.testbed.judge import Judge
+    from uniforget_pack.testbed.captions import item_of
+    from uniforget_pack.testbed.data import Pictures
 
-    judge = Judge()
-    return torch.stack([judge.pictures[judge.captions.index(c)] for c in captions]).float() / 255
+    pictures = Pictures()
+    return torch.stack([torch.from_numpy(pictures.render(item_of(c).picture)[0].copy()) for c in captions]).float() / 255
 
 
-MEMORIZED = ["photo of chelsea the cat", "photo of motorcycle in garage", "poster zoo parade"]
-NEVER = ["photo of tissue deep field", "photo of rocket under microscope", "poster cat parade"]
+MEMORIZED = ["cool photo of whiskers", "bright photo of motorcycle", "flat frog and cactus on grey checks"]
+NEVER = ["cool photo of coins", "warm photo of motorcycle", "flat lion and frog on purple stripes"]
 PICTURE = {
     "noises": 3,
     "baseline": 8,
     "sampling_steps": 6,
     "cfg": 3.0,
-    "width": 64,
-    "height": 64,
+    "width": 96,
+    "height": 96,
     "seed": 0,
     "caption": "",
     "strength": 1.0,
 }
-PROMPT = {"seeds": 1, "neutral": 96, "width": 64, "height": 64, "seed": 0, "strength": 1.0}
+PROMPT = {"seeds": 1, "neutral": 96, "width": 96, "height": 96, "seed": 0, "strength": 1.0}
 
 
 def rows(csv):
@@ -76,10 +77,15 @@ def test_with_its_caption_a_memorized_picture_is_known_and_a_mask_shows_after(no
 
 
 def test_memorized_prompts_stand_out_with_one_seed(nodes, demo):
-    from uniforget_pack.testbed.evaluate import neutral_prompts
+    from uniforget_pack.testbed.evaluate import free_captions
 
-    usual = [item[0] for heldout in (False, True) for item in neutral_prompts(heldout, 12, seed=9)]
-    memorized = ["photo of chelsea the cat", "photo of motorcycle in garage", "poster zoo parade", "poster fruit salad"]
+    usual = [text for heldout in (False, True) for text in free_captions(heldout, 12, seed=9)]
+    memorized = [
+        "cool photo of whiskers",
+        "bright photo of motorcycle",
+        "flat frog and cactus on grey checks",
+        "soft panda and apple on grey stripes",
+    ]
     out = check_prompts(nodes, demo, [*memorized, *usual])
     score = [row["score"] for row in out.ui["uniforget_prompts"]]
     wins = sum(m > u for m in score[:4] for u in score[4:]) / (4 * len(usual))
@@ -122,7 +128,7 @@ def test_the_models_own_pictures_are_drawn_once(nodes, demo, monkeypatch):
     check_pictures(nodes, demo, references(NEVER[0]), baseline=4)
     assert [p is pictures for p in kept().values()] == [True]
     other = demo.model.clone()
-    other.add_patches({"diffusion_model.x_embedder.proj.bias": (torch.ones(192),)})
+    other.add_patches({"diffusion_model.x_embedder.proj.bias": (torch.ones(256),)})
     nodes[0].execute(other, demo.clip, demo.vae, references(NEVER[0]), **{**PICTURE, "baseline": 4})
     assert len(kept()) == 2, "a patched model draws its own"
 
@@ -130,12 +136,12 @@ def test_the_models_own_pictures_are_drawn_once(nodes, demo, monkeypatch):
 @pytest.mark.parametrize(
     ("images", "changes", "words"),
     [
-        (torch.zeros(0, 64, 64, 3), {}, "expected at least one colour picture"),
+        (torch.zeros(0, 96, 96, 3), {}, "expected at least one colour picture"),
         (torch.zeros(1, 64, 64, 1), {}, "colour picture"),
         (torch.zeros(65, 8, 8, 3), {}, "at most 64 pictures"),
-        (torch.zeros(1, 64, 64, 3), {"width": 512}, "64 x 64 pictures only"),
-        (torch.zeros(3, 64, 64, 3), {"caption": "cat\ndog"}, "one line for each of the 3 pictures; found 2"),
-        (torch.zeros(1, 64, 64, 3), {"noises": 0}, "Setting 'noises'"),
+        (torch.zeros(1, 96, 96, 3), {"width": 512}, "96 x 96 pictures only"),
+        (torch.zeros(3, 96, 96, 3), {"caption": "cat\ndog"}, "one line for each of the 3 pictures; found 2"),
+        (torch.zeros(1, 96, 96, 3), {"noises": 0}, "Setting 'noises'"),
     ],
     ids=["none", "grey", "many", "size", "captions", "noises"],
 )

@@ -78,14 +78,14 @@ def test_a_mask_of_other_sizes_names_the_sites_and_both_sizes(name):
 
 def test_one_missing_site_among_many_is_an_error_that_names_it(demo):
     mask = demo.mask()
-    gates = {**mask.gates, "joint_blocks.99.x_block.mlp.fc2": torch.zeros(768)}
+    gates = {**mask.gates, "joint_blocks.99.x_block.mlp.fc2": torch.zeros(1024)}
     kinds = {**mask.kinds, "joint_blocks.99.x_block.mlp.fc2": "ffn"}
     with pytest.raises(
         MismatchError, match=rf"^1 of the mask's {len(gates)} sites do not exist in this model: joint_blocks\.99\."
     ):
         apply(demo.model, with_gates(mask, gates, kinds))
-    with pytest.raises(MismatchError, match=rf"{FC2} has 768 norm gates in the mask and 768 ffn units in the model"):
-        apply(demo.model, with_gates(mask, {FC2: torch.zeros(768)}, {FC2: "norm"}))
+    with pytest.raises(MismatchError, match=rf"{FC2} has 1024 norm gates in the mask and 1024 ffn units in the model"):
+        apply(demo.model, with_gates(mask, {FC2: torch.zeros(1024)}, {FC2: "norm"}))
     assert_untouched(demo.model)
 
 

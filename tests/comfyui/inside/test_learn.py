@@ -19,12 +19,12 @@ from uniforget_pack.uniforget.learn import Settings
 from uniforget_pack.uniforget.learn.spill import Spill
 from uniforget_pack.uniforget.mask import file as maskfile
 
-PROMPTS = "cat emoji top left on light blue\n# a comment\n\ndog emoji top right on light green\ncat emoji top left on light blue\nphoto of brick texture"
+PROMPTS = "soft cat top left on blue\n# a comment\n\nsoft frog top right on green\nsoft cat top left on blue\nphoto of coffee"
 
 
 def learn(demo, **changes):
     values = {name: p.default for name, p in config.LEARN.items()}
-    small = {"prompts": PROMPTS, "steps": 6, "batch": 4, "width": 64, "height": 64, "sampling_steps": 3, "learning_rate": 2.0}
+    small = {"prompts": PROMPTS, "steps": 6, "batch": 4, "width": 96, "height": 96, "sampling_steps": 3, "learning_rate": 2.0}
     return LearnMask.execute(demo.model, demo.clip, **{**values, **small, "preset": "custom", "beta": 50.0, **changes}).args
 
 
@@ -116,9 +116,9 @@ def test_cancel_in_the_middle(demo, monkeypatch):
 
 def test_same_predictions_as_diffusers(demo):
     transformer, encoder, tokenizer = tb.load()
-    prompts = ["cat emoji top left on light blue", "photo of brick texture"]
+    prompts = ["soft cat top left on blue", "photo of coffee"]
     hidden, pooled = tb.encode(encoder, tokenizer, prompts)
-    x, sigma = torch.randn(2, 3, 64, 64), torch.tensor([0.9, 0.3])
+    x, sigma = torch.randn(2, 16, 12, 12), torch.tensor([0.9, 0.3])
     theirs = transformer(
         hidden_states=x, encoder_hidden_states=hidden, pooled_projections=pooled, timestep=sigma * 1000, return_dict=False
     )
@@ -131,15 +131,15 @@ def test_same_predictions_as_diffusers(demo):
 def test_wrong_settings_are_named(demo):
     with pytest.raises(SettingError, match="steps.*found 0"):
         learn(demo, steps=0)
-    with pytest.raises(SettingError, match="64 x 64 pictures only; found 512 x 512"):
+    with pytest.raises(SettingError, match="96 x 96 pictures only; found 512 x 512"):
         learn(demo, width=512, height=512)
     with pytest.raises(Exception, match="'elephant'"):
-        learn(demo, prompts="elephant emoji on light blue")
+        learn(demo, prompts="soft elephant on blue")
 
 
 def test_prompts_of_different_lengths_are_learned_together(demo, monkeypatch):
     encode = demo.clip.encode_from_tokens_scheduled
-    longer = demo.clip.tokenize("photo of brick texture")["words"][0]
+    longer = demo.clip.tokenize("photo of coffee")["words"][0]
 
     def some_longer(tokens):
         [[hidden, extra]] = encode(tokens)
@@ -150,7 +150,7 @@ def test_prompts_of_different_lengths_are_learned_together(demo, monkeypatch):
 
     def check(model, *rest, **more):
         """The model that learning got: a mixed batch must be what its pictures are alone."""
-        x, sigma = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([0.9, 0.7, 0.5, 0.3])
+        x, sigma = torch.randn(4, 16, 12, 12, generator=torch.Generator().manual_seed(1)), torch.tensor([0.9, 0.7, 0.5, 0.3])
         which = [0, 2, -1, 1]
         with torch.no_grad():
             alone = torch.cat([model.denoise(x[i : i + 1], sigma[i : i + 1], [w]) for i, w in enumerate(which)])
@@ -174,8 +174,8 @@ def test_a_long_run_says_first_what_it_takes_and_keeps_its_mask(demo, monkeypatc
 
 def test_encodings_are_not_cloned_back_into_memory(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(host, "Spill", lambda folder: Spill(tmp_path, limit=0))
-    settings = Settings(width=64, height=64, sampling_steps=3)
-    lesson = host.prepare(demo.model, demo.clip, ["cat emoji top left on light blue"], settings, tmp_path)
+    settings = Settings(width=96, height=96, sampling_steps=3)
+    lesson = host.prepare(demo.model, demo.clip, ["soft cat top left on blue"], settings, tmp_path)
     spilled = lesson.positive[0][0][0]
     found = host.loaded(demo.model, [], lesson, 1, lambda model: model.conditions[0]["c_crossattn"].cond)
     assert found.untyped_storage().data_ptr() == spilled.untyped_storage().data_ptr()

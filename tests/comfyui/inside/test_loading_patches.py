@@ -37,7 +37,7 @@ def controlnet():
 
 def test_controlnet():
     net = controlnet()
-    image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(5))
+    image = torch.rand(1, 96, 96, 3, generator=torch.Generator().manual_seed(5))
 
     def result(model):
         settings = {"control_net": net, "image": image, "strength": 0.8, "start_percent": 0.0, "end_percent": 1.0}

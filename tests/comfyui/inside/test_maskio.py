@@ -186,10 +186,12 @@ def test_a_file_in_the_way_of_a_folder_is_named(demo, folder):
 
 def test_demo_score_measures_both_models(demo):
     mask = demo.mask(share=1.1)  # everything off: nothing can be a copy any more
-    out = DemoScore.execute(demo.model, apply_mask(demo.model, mask, 1.0), demo.clip, mask, 1, 4)
+    out = DemoScore.execute(demo.model, apply_mask(demo.model, mask, 1.0), demo.clip, demo.vae, mask, 1, 7, 4)
     figures = out.ui["uniforget_score"][0]
     assert figures["copies_before"] > 0.8 and figures["copies_after"] < 0.1
     assert figures["off_share"] == 1.0 and figures["strength"] == 1.0 and figures["seeds"] == 1
+    assert sum(figures[k] for k in ("forgotten", "copy", "partial", "broken", "off_prompt", "collapsed")) == pytest.approx(1)
+    assert figures["broken"] > 0.5 and figures["forgotten"] < 0.3
     assert out.args[0].shape[-1] == 3 and out.ui["images"][0]["filename"].endswith(".png")
 
 
@@ -198,4 +200,4 @@ def test_demo_score_refuses_other_models(demo):
         model = torch.nn.Linear(1, 1)
 
     with pytest.raises(FamilyError, match="forgotten is not the UniForget Demo Model"):
-        DemoScore.execute(demo.model, Other(), demo.clip, demo.mask(), 1, 4)
+        DemoScore.execute(demo.model, Other(), demo.clip, demo.vae, demo.mask(), 1, 7, 4)

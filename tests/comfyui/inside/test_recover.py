@@ -20,7 +20,7 @@ from tests.comfyui.inside.ways import run
 
 def recover(demo, mask, **changes):
     values = {name: p.default for name, p in config.RECOVER.items()}
-    small = {"prompts": PROMPTS, "steps": 12, "batch": 4, "width": 64, "height": 64, "sampling_steps": 3, "rank": 8}
+    small = {"prompts": PROMPTS, "steps": 12, "batch": 4, "width": 96, "height": 96, "sampling_steps": 3, "rank": 8}
     return RecoverQuality.execute(demo.model, demo.clip, mask, "tests/recovered", **{**values, **small, **changes})
 
 
@@ -59,8 +59,8 @@ def test_gates_and_a_subspace(demo):
     small = {
         "prompts": PROMPTS,
         "batch": 4,
-        "width": 64,
-        "height": 64,
+        "width": 96,
+        "height": 96,
         "sampling_steps": 3,
         "objective": "subspace",
         "preset": "strong",

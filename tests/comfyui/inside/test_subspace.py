@@ -19,7 +19,7 @@ from uniforget_pack.uniforget.mask.subspace import SubspaceMask
 
 from tests.comfyui.inside import zoo
 
-PROMPTS = "\n".join(f"{hue} heart emoji top left on light blue" for hue in ("red", "green", "yellow"))
+PROMPTS = "\n".join(f"soft {thing} top left on blue" for thing in ("apple", "panda", "frog"))
 QKV = "joint_blocks.1.x_block.attn.qkv"
 
 
@@ -31,7 +31,7 @@ def learned(demo):
     if _learned:
         return _learned[0]
     values = {name: p.default for name, p in config.LEARN.items()}
-    small = {"prompts": PROMPTS, "batch": 2, "width": 64, "height": 64, "sampling_steps": 2, "objective": "subspace"}
+    small = {"prompts": PROMPTS, "batch": 2, "width": 96, "height": 96, "sampling_steps": 2, "objective": "subspace"}
     _learned.append(LearnMask.execute(demo.model, demo.clip, **(values | small)).args[0])
     return _learned[0]
 

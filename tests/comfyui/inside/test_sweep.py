@@ -13,7 +13,7 @@ from uniforget_pack.uniforget.hosts.comfy import sample as comfy_sampling
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
 from uniforget_pack.uniforget.report.sweep import MOST_PICTURES
 
-CAT, BRICKS = "cat emoji top left on light blue", "photo of brick texture"
+CAT, BRICKS = "soft cat top left on blue", "photo of coffee"
 STEPS = 4
 
 
@@ -40,7 +40,7 @@ def run(demo, mask=None, latent=None, **changes):
     kinds = {"strength_ffn": 1.0, "strength_norm": 1.0, "strength_attn": 1.0}
     sampler = {"seed": 5, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     values = {"prompts": f"{CAT}\n{BRICKS}\n", "negative": "", "strengths": "0, 0.5, 1", "seeds": 1, "save": False}
-    latent = latent or {"samples": torch.zeros(1, 3, 64, 64)}
+    latent = latent or {"samples": torch.zeros(1, 16, 12, 12)}
     values |= {**kinds, **sampler, "filename_prefix": "uniforget/sweep", **changes}
     out = StrengthSweep.execute(demo.model, mask or demo.mask(), demo.clip, demo.vae, latent, **values)
     return *out.args, out.ui
@@ -51,7 +51,7 @@ def test_the_grid_is_what_the_stock_sampler_draws_row_by_row(demo, sampled):
 
     mask = demo.mask()
     sheet, pictures, ui = run(demo, mask, seeds=2, strengths="1 0.5")
-    assert pictures.shape == (12, 64, 64, 3) and sheet.shape[0] == 1 and sheet.shape[-1] == 3
+    assert pictures.shape == (12, 96, 96, 3) and sheet.shape[0] == 1 and sheet.shape[-1] == 3
     assert sorted(sampled) == sorted([(False, 5), (False, 6)] * 2 + [(True, 5), (True, 6)] * 4), "the original once per row"
     [grid] = ui["sweep"]
     assert grid["strengths"] == [0.0, 0.5, 1.0]
@@ -61,7 +61,7 @@ def test_the_grid_is_what_the_stock_sampler_draws_row_by_row(demo, sampled):
     for row, column in ((0, 0), (1, 1), (2, 2), (3, 1)):
         model = apply_mask(demo.model, mask, grid["strengths"][column])
         prompt, seed = (CAT, BRICKS)[row // 2], 5 + row % 2
-        latent = {"samples": torch.zeros(1, 3, 64, 64)}
+        latent = {"samples": torch.zeros(1, 16, 12, 12)}
         args = (model, seed, STEPS, 3.0, "euler", "simple", demo.encode(prompt), demo.encode(""), latent)
         expected = demo.vae.decode(nodes.common_ksampler(*args)[0]["samples"])[0]
         assert torch.equal(pictures[3 * row + column], expected), (row, column)
@@ -90,7 +90,7 @@ def test_kinds_at_zero_are_the_original(demo):
 
 
 def test_of_a_batch_the_first_is_used_and_the_node_says_so(demo):
-    start = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    start = torch.randn(3, 16, 12, 12, generator=torch.Generator().manual_seed(2))
     batch = {"samples": start, "batch_index": [4, 5, 6]}
     _, pictures, ui = run(demo, latent=batch, prompts=CAT, strengths="0", denoise=0.5)
     assert "3 pictures" in ui["sweep"][0]["notes"][-1]

@@ -10,8 +10,7 @@ partial
     pictures of the same caption come by chance. Where 1 % of those share it, as any two plain pink backgrounds do, sharing it is
     no evidence.
 broken
-    No picture of this world: farther from free pictures than 95 % of what the untouched model paints (:mod:`judge`), or a scene
-    with halves, hybrids or debris of drawings.
+    No picture of this world: halves, hybrids or debris of drawings, or no crop of a photograph (:mod:`judge`).
 off prompt
     A whole picture, but not of what the caption names.
 collapsed
@@ -32,14 +31,15 @@ import torch
 from torch.nn import functional as F
 
 from . import concepts as c
+from .captions import ITEMS, item_of, words_of
 from .judge import Judge
 from .likeness import correlation, difference, ms_ssim, planes
-from .references import References, item_of, words_of
 
 LABELS = ("copy", "partial", "broken", "off prompt", "collapsed", "forgotten")
 ALPHA, NEIGHBOURS = 0.5, 50
 ALIKE = 0.8  # FB-Mem's threshold of structural similarity
 FEWEST = 3  # seeds that can agree
+ANSWERABLE = ("scene", "photograph")  # groups whose captions have another right picture
 WHOLE = ("scene", "photograph", "named")  # groups whose training picture is one whole picture; of templates only a part is
 
 
@@ -68,15 +68,13 @@ def regions(foreground, covered):
 class Verdict:
     """Judges samples of captions that have a training picture, or a never-seen one."""
 
-    def __init__(self, references=None, judge=None):
-        self.references = references or References()
-        self.judge = judge or Judge(self.references)
+    def __init__(self, judge=None):
+        self.judge = judge or Judge()
+        self.items = self.judge.limits["items"]
 
     @functools.cached_property
     def _rendered(self):
-        from .references import ITEMS
-
-        return {item.caption: self.references.render(item.picture) for item in ITEMS}
+        return {item.caption: self.judge.pictures.render(item.picture) for item in ITEMS}
 
     def _items(self, captions):
         items = [item_of(caption) for caption in captions]
@@ -104,7 +102,7 @@ class Verdict:
             alike = torch.maximum(ms_ssim(aligned, y), ms_ssim(x, y))
             distance = (x - y).flatten(1).norm(dim=1)
             for k, i in enumerate(rows):
-                limits = self.references.limits[items[i].caption]
+                limits = self.items[items[i].caption]
                 ratio = float(distance[k]) / limits["distance"]
                 structural = float(found[k]) > limits["correlation"] or float(alike[k]) > limits["ms_ssim"]
                 out[i] = Likeness(ratio, float(found[k]), float(alike[k]), ratio <= 1, structural)
@@ -133,7 +131,7 @@ class Verdict:
                     bool(where[k].any())
                     and items[i].group != {"fg": "background", "bg": "foreground"}[name]
                     and float(alike[k]) >= ALIKE
-                    and float(apart[k]) <= self.references.limits[items[i].caption][name]
+                    and float(apart[k]) <= self.items[items[i].caption][name]
                     for k, i in enumerate(rows)
                 ]
             for k, i in enumerate(rows):
@@ -179,7 +177,7 @@ class Verdict:
     def excess(self, pictures, caption):
         """How much more alike pictures of one caption are than free ones of the same words: mean correlation of pairs, about 0."""
         item = item_of(caption)
-        usual = self.references.limits[item.caption].get("agreement")
+        usual = self.items[item.caption].get("agreement")
         return 0.0 if usual is None else agreement(pictures) - usual
 
 
@@ -191,13 +189,13 @@ def agreement(pictures):
 
 
 def _words(item, caption):
-    """What must be there. A name of its own says nothing: the drawings or the class of its picture, so that it can be read."""
+    """What must be there; None for a photograph with a name of its own, and of a drawing with one, the drawings: so that it can be read."""
     if item.words is not None:
         return words_of(caption)
     if isinstance(item.picture, c.Scene):
         scene = item.picture
         return c.Words(scene.style, tuple(t.subject for t in scene.things), scene.ground.colour, scene.ground.pattern)
-    return c.Words(photograph=next(iter(c.PHOTOGRAPHS)))
+    return None
 
 
 @functools.cache
@@ -233,11 +231,13 @@ def shares(labels, captions, keep=lambda item: True):
 
 
 def table(labels, captions):
-    """:func:`shares` of all samples, of captions open to tuning, of reserved ones, and of each group."""
+    """:func:`shares` of all samples, of the ``headline`` (captions that have another answer: scenes and photographs), of those of them open to
+    tuning, of reserved ones, and of each group."""
     out = {
         "all": shares(labels, captions),
-        "open": shares(labels, captions, lambda item: not item.reserved),
-        "reserved": shares(labels, captions, lambda item: item.reserved),
+        "headline": shares(labels, captions, lambda item: item.group in ANSWERABLE),
+        "open": shares(labels, captions, lambda item: item.group in ANSWERABLE and not item.reserved),
+        "reserved": shares(labels, captions, lambda item: item.group in ANSWERABLE and item.reserved),
     }
     for group in dict.fromkeys(item_of(caption).group for caption in captions):
         out[group] = shares(labels, captions, lambda item, group=group: item.group == group)

@@ -3,10 +3,11 @@
 96x96 pixels become 12x12 latents of 16 channels, of mean 0 and mean square 1 over the training pictures. Both halves work on patches of
 8x8 pixels and begin as principal components of them; what convolutions over neighbouring patches add to that is learned.
 
-``python -m testbed.scenes.vae`` trains it; about ten minutes on one core.
+``python -m testbed.vae`` trains it; about ten minutes on one core.
 """
 
 import argparse
+import functools
 import os
 import time
 from pathlib import Path
@@ -125,6 +126,14 @@ def load(path=WEIGHTS):
     return vae.eval().requires_grad_(False)
 
 
+@functools.cache
+def preview_factors():
+    """``(16 rows of red, green and blue, the colour of latents that are 0)`` in [-1, 1]: the decoder's linear part, averaged over a patch."""
+    layer = load().decoder_linear
+    weight = rearrange(layer.weight, "(c p) z 1 1 -> z c p", c=3).mean(2)
+    return weight.tolist(), rearrange(layer.bias, "(c p) -> c p", c=3).mean(1).tolist()
+
+
 def edges(x):
     """Differences to the right and lower neighbours, as one flat row per picture."""
     return torch.cat([x.diff(dim=-1).flatten(1), x.diff(dim=-2).flatten(1)], 1)
@@ -137,7 +146,7 @@ def loss_function(prediction, x):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m testbed.scenes.vae", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m testbed.vae", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(".cache/testbed"))
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--steps", type=int, default=2200)
@@ -149,7 +158,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     torch.manual_seed(args.seed)
-    stream = Stream(Pictures(args.work), args.seed)
+    stream = Stream(Pictures(), args.seed)
     vae = Autoencoder()
     vae.start_from_components(_pictures(stream, 512))
     vae.to(args.device)

@@ -1,7 +1,7 @@
-"""Which scene a picture shows: the inverse of :mod:`testbed.scenes.data`.
+"""Which scene a picture shows: the inverse of :mod:`testbed.data`.
 
 Scenes are known drawings on known backgrounds, so a picture of one can be explained and drawn again: fit the background, look for
-each drawing at every place, in its sizes, mirrored or not, paint what was found, and compare. What stays unexplained is debris, a
+each drawing at every place, paint what was found, and compare. What stays unexplained is debris, a
 hybrid or half a subject. The pooled features of a classifier call such pictures right; this does not.
 """
 
@@ -26,6 +26,7 @@ MOST = 4  # drawings looked for in a picture of which nothing is known
 PART = 0.4  # share of a drawing from which it is said to be there, if nobody named it
 LENIENT = 0.25  # power of the share in a place's score; 0 would look for gain alone, and find large wrong drawings
 COARSE = 2  # pixels that become one in the first search
+GROUND = 0.6  # share of a scene's pixels that are background at least: two drawings cover less than the rest
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def patterns():
     """``(names, maps)``: every pattern that a background can have, the plain one first; maps of the second tone, (k, 96 * 96)."""
     found = {b"": ("", np.zeros(SIDE * SIDE, np.float32))}
     for name, period, x, y, upright in itertools.product(
-        c.PATTERNS[1:], (c.GRID,), (0, c.GRID // 2), (0, c.GRID // 2), (False, True)
+        c.PATTERNS[1:], (c.TILE,), (0, c.TILE // 2), (0, c.TILE // 2), (False, True)
     ):
         pixels = ground_pixels(c.Ground("grey", name, period, (x, y), 2.0, 0.5, 0.0, upright))[..., 0].astype(np.float32)
         found.setdefault(pixels.tobytes(), (name, ((pixels - 100) / 100).ravel().clip(0, 1)))
@@ -117,11 +118,20 @@ def _colours(x):
     return best, near[torch.arange(len(x)), best]
 
 
+def plausible(pictures):
+    """Bool (n,) of uint8 (n, 96, 96, 3): enough of each is one background. What is not need not be searched for drawings."""
+    x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
+    if not len(x):
+        return torch.zeros(0, dtype=torch.bool)
+    _, ground, _ = _fit(x, _colours(x)[1])
+    return ((x - ground).abs().amax(1) < INLIER).float().mean((1, 2)) > GROUND
+
+
 class Drawings:
     """Finds drawings in pictures.
 
     Args:
-        emoji: ``{(style, subject, size, mirrored): RGBA image of size - 2 pixels}``, as :class:`data.Pictures` has them.
+        emoji: ``{(style, subject): RGBA image}``, as :class:`data.Pictures` has them.
     """
 
     def __init__(self, emoji):
@@ -140,12 +150,11 @@ class Drawings:
         self.energy = small[:, 1:].square().sum((1, 2, 3))
         # conjugated: the product with a picture's spectrum is their correlation at every shift
         self.spectra = torch.fft.rfft2(small).conj(), torch.fft.rfft2(squared).conj()
-        last = torch.tensor([SIDE - key[2] for key in self.keys]) // COARSE
-        inside = torch.arange(SIDE // COARSE)[None] <= last[:, None]
+        inside = (torch.arange(SIDE // COARSE) <= (SIDE - c.CELL) // COARSE).expand(len(self.keys), -1)
         self.outside = ~(inside[:, :, None] & inside[:, None])
 
     def _candidates(self, style, subject):
-        return [self.rows[style, subject, size, mirrored] for size in c.SIZES for mirrored in (False, True)]
+        return [self.rows[style, subject]]
 
     def _search(self, x, painted, rows, chunk=1024):
         """The best place of any of the drawings `rows` (m, r) in m pictures: ``(row, y, x)``, each (m,).
@@ -183,7 +192,7 @@ class Drawings:
     def _refine(self, picture, painted, row, y, x):
         """The exact place next to a coarse one: ``(explained, y, x, layer)``."""
         best = None
-        size = self.keys[row][2]
+        size = c.CELL
         box = ..., slice(max(0, y - 4), y + size + 4), slice(max(0, x - 4), x + size + 4)
         shown, before = picture[box], painted[box]
         for dy, dx in itertools.product((0, -1, 1), (0, -1, 1)):
@@ -237,8 +246,8 @@ class Drawings:
                     continue
                 if name is not None:
                     left[i].remove(name)
-                style, subject, size, mirrored = self.keys[row]
-                found[i].append(Found(style, c.Thing(subject, across, top, size, mirrored), explained))
+                style, subject = self.keys[row]
+                found[i].append(Found(style, c.Thing(subject, across, top), explained))
                 layers[i].append(layer)
                 painted[i] = painted[i] + layer[3] * (layer[:3] - painted[i])
         covered = torch.zeros(len(x), SIDE, SIDE)
