@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from uniforget.checks.bands import FEWEST, Bands, Recorder, Watch, figures
+from uniforget.checks.bands import FEWEST, Bands, Eye, Recorder, Watch
 
 BANDS = Bands([1.0, 0.5], {"update": [0.0, 0.0], "pull": [0.0, math.log(2)]}, {"update": [0.1, 0.1], "pull": [0.1, 0.2]}, 3.0)
 
@@ -15,11 +15,26 @@ def test_figures_written_by_hand():
     x = torch.zeros(2, 1, 2, 2)
     cond, uncond = torch.full_like(x, 3.0), torch.full_like(x, 1.0)
     cond[1] *= 2
-    found = figures(x, torch.tensor([2.0, 2.0]), cond, uncond)
+    found = Eye().look(x, torch.tensor([2.0, 2.0]), cond, uncond)
     assert found["update"] == pytest.approx([math.log(1.5), math.log(3)]) and found["pull"] == pytest.approx(
         [math.log(2), math.log(5)]
     )
-    assert figures(x, torch.tensor([2.0]), cond, None).keys() == {"update"}
+    assert found.keys() == {"update", "pull"}, "at the first look nothing can have settled"
+    assert Eye().look(x, torch.tensor([2.0]), cond, None).keys() == {"update"}
+
+
+def test_settled_is_detail_over_what_still_moves():
+    eye, x = Eye(), torch.zeros(1, 1, 2, 2)
+    picture = torch.tensor([[[[5.0, 1.0], [1.0, 5.0]]]])  # detail of size 2 around a mean of 3
+    eye.look(x, torch.tensor([1.0]), picture, None)
+    [found] = eye.look(x, torch.tensor([0.5]), picture + 0.1, None)["settled"]
+    assert found == pytest.approx(math.log(2 / 0.1 * math.log(2)), rel=1e-4)
+    # half a step that moves half as much is as settled; a second look at the same level says nothing
+    eye, half = Eye(), math.sqrt(0.5)
+    eye.look(x, torch.tensor([1.0]), picture, None)
+    assert eye.look(x, torch.tensor([half]), picture + 0.05, None)["settled"] == pytest.approx([found], rel=1e-4)
+    assert "settled" not in eye.look(x, torch.tensor([half]), picture + 9, None)
+    assert eye.look(x, torch.tensor([0.5]), picture + 0.1, None)["settled"] == pytest.approx([found], rel=1e-4)
 
 
 def test_between_two_noise_levels_bands_are_interpolated_and_below_the_last_nothing_is_said():
@@ -63,6 +78,22 @@ def test_too_few_or_different_samplings_make_no_bands():
     recorder.seen[-1][0] = (0.9, recorder.seen[-1][0][1])
     with pytest.raises(ValueError, match="different noise levels"):
         recorder.bands()
+
+
+def test_what_settles_too_early_raises_an_alarm_and_is_steered_without_the_text():
+    bands = Bands([1.0, 0.5], {"update": [0.0] * 2, "settled": [0.0] * 2}, {"update": [9.0] * 2, "settled": [1.0] * 2}, 3.0)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(2, 1, 4, 4, generator=generator)  # noqa: E731
+    watch, x, uncond, first = Watch(bands), draw(), draw(), draw()
+    assert watch.see(x, torch.ones(2), 2 * first, first, uncond, steer=True) is not None and not watch.alarms
+    second = torch.stack([draw()[0], first[1] + 0.001])  # the first one moves on, the second one stays where it was
+    guided = uncond + 2 * (second - uncond)
+    out = watch.see(x, torch.full((2,), 0.6), guided, second, uncond, steer=True)
+    assert watch.alarms == [1] and torch.equal(out[0], guided[0]) and torch.allclose(out[1], uncond[1], atol=1e-5)
+    without = Watch(bands)
+    without.see(x, torch.ones(2), first, first, None, steer=True)
+    kept = without.see(x, torch.full((2,), 0.6), second, second, None, steer=True)
+    assert without.alarms == [1] and torch.allclose(kept, second, atol=1e-5), "without guidance only the update can be held back"
 
 
 def prediction(pull, update=1.0):
