@@ -247,9 +247,11 @@ def wrong_files(state):
     )
     yield {k.replace("_0_", "_7_"): v for k, v in whole.items()}, MismatchError, "Give the model that the LoRA was made for"
     yield {**whole, f"{key}.lora_up.weight": torch.full((128, 4), torch.nan)}, ModelFileError, "not finite"
+    yield {**whole, f"{key}.alpha": torch.tensor(torch.inf)}, ModelFileError, "too large"
+    yield {**whole, f"{key}.lora_up.weight": torch.full((128, 4), 3e38)}, ModelFileError, "too large"
 
 
-@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize("which", range(8))
 def test_wrong_files_get_clear_errors(tmp_path, state, bases, which):
     lora, error, says = list(wrong_files(state))[which]
     save_file(lora, tmp_path / "lora.safetensors")

@@ -1,6 +1,7 @@
 """Files as other programs write them: packed weights, wrapped names, several copies in one file."""
 
 import json
+import math
 import struct
 
 import pytest
@@ -214,7 +215,18 @@ def test_metadata_that_is_no_text_is_said_and_the_file_is_read(tmp_path, state, 
 
 
 @pytest.mark.parametrize(
-    "change", [{"dtype": "F99"}, {"shape": [3]}, {"data_offsets": [0, 2]}, {"data_offsets": None}, {"shape": [-1, -1]}]
+    "change",
+    [
+        {"dtype": "F99"},
+        {"shape": [3]},
+        {"data_offsets": [0, 2]},
+        {"data_offsets": None},
+        {"data_offsets": [0]},
+        {"data_offsets": [0, math.inf]},
+        {"data_offsets": ["0", "4"]},
+        {"dtype": []},
+        {"shape": [-1, -1]},
+    ],
 )
 def test_such_a_file_is_still_checked(tmp_path, state, change):
     def wrong(head):

@@ -149,6 +149,18 @@ def test_a_curve_is_an_output_too(model, tmp_path):
         assert done.returncode == 1 and words in done.stderr
     same = here("learn", str(model), "-o", str(tmp_path / "m.safetensors"), "--curve", str(tmp_path / "m.safetensors"))
     assert "two outputs" in same.stderr and diary.read_text() == "name,wage\n"
+    for objective in ("stepwise", "scores", "subspace"):
+        lost = here(
+            "learn",
+            str(model),
+            "-o",
+            str(tmp_path / "m.safetensors"),
+            "--objective",
+            objective,
+            "--curve",
+            str(tmp_path / "no" / "c.csv"),
+        )
+        assert lost.returncode == 1 and "its folder does not exist" in lost.stderr
 
 
 def test_nothing_finished_is_lost_when_saving_fails(folder, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.unit.tiny import TinyModel, random_mask, tiny_transformer
 from uniforget.hosts.diffusers.apply import base_fingerprint, find_modules, fold_, layers_of
-from uniforget.model.names import modules_of, plain, weights_of
+from uniforget.model.names import eager, modules_of, plain, weights_of
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,16 @@ def test_masks_merge_into_compiled_networks(what):
     merged, wanted = weights_of(wrapped), weights_of(other)
     assert all(torch.equal(merged[name], weight) for name, weight in wanted.items())
     assert any(not torch.equal(merged[name], before[name]) for name in before)
+
+
+def test_hooks_are_seen_within_eager_by_what_was_compiled_before():
+    torch._dynamo.reset()
+    layer = nn.Linear(2, 2)
+    run = torch.compile(layer, backend="eager")
+    x = torch.ones(1, 2)
+    before = run(x)
+    with eager():
+        handle = layer.register_forward_hook(lambda module, args, output: output * 0)
+        assert torch.equal(run(x), torch.zeros(1, 2))
+        handle.remove()
+        assert torch.equal(run(x), before)

@@ -9,6 +9,7 @@ from torch import nn
 from tests.unit.webui_host import PACKAGE, Host, half, subspace, unet
 from uniforget.mask.edit import merge
 from uniforget.mask.subspace import SubspaceMask
+from uniforget.model.names import plain
 
 
 class Packed(nn.Parameter):
@@ -62,6 +63,23 @@ def test_patched_weights_are_merged_weights(host, forge, patcher):
     assert all(torch.allclose(found[name], weight, atol=1e-6) for name, weight in expected.items())
     assert (landed.sites, str(landed)) == (12, "12 of 12")
     assert not patcher.lora_patches and all(torch.equal(before[n], w) for n, w in patcher.model.named_parameters())
+
+
+@pytest.mark.parametrize("what", ["blocks", "all"])
+def test_compiled_models_are_patched_under_the_names_that_they_have(host, forge, patcher, what):
+    network = host.network()
+    mask, expected = half(network), merge(dict(network.named_parameters()), half(network), 1.0)
+    plain_base = forge.apply(patcher, run(forge, mask))[1].base
+    if what == "all":
+        patcher.model.diffusion_model = torch.compile(network, backend="eager")
+    else:
+        for blocks in (network.input_blocks[1][1].transformer_blocks, network.output_blocks[1][1].transformer_blocks):
+            blocks[0] = torch.compile(blocks[0], backend="eager")
+    clone, landed = forge.apply(patcher, run(forge, mask))
+    found = {plain(name): weight for name, weight in patched(host, clone).items()}
+    assert any("_orig_mod" in key for keys in clone.lora_patches.values() for key in keys)
+    assert all(torch.allclose(found[name], weight, atol=1e-6) for name, weight in expected.items())
+    assert (str(landed), landed.base) == ("12 of 12", plain_base) and plain_base
 
 
 def test_patches_are_called_by_what_they_do(host, forge, patcher):

@@ -5,6 +5,7 @@ Only the factors that write (``lora_up``, ``lora_B``) change; they keep their sh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -100,19 +101,23 @@ def clean(
     for done, pair in enumerate(found):
         report(done, len(found))
         up, down = factors(header, pair, read)
-        if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
+        numbers = [up, down]
+        with contextlib.suppress(torch.linalg.LinAlgError):  # of what is no number, or beyond float32
+            split = channels(up, down)
+            numbers += [alignment(split, weight(model, where[pair.layer])), split.size * _scale(header, pair)]
+            aligned.append(numbers[2])
+            sizes.append(numbers[3])
+        if len(numbers) < 4 or not all(bool(torch.isfinite(one).all()) for one in numbers):
             raise ModelFileError(
-                f"{lora}: {pair.layer} holds numbers that are not finite, so this LoRA is broken. Download it again."
+                f"{lora}: {pair.layer} holds numbers that are not finite or too large, or the model's own weight does, so one of the files is broken. "
+                "Download them again."
             )
-        split = channels(up, down)
-        aligned.append(alignment(split, weight(model, where[pair.layer])))
-        sizes.append(split.size * _scale(header, pair))
     gates = choose(aligned, sizes, keep)
     changes = {}
     for pair, gate in zip(found, gates, strict=True):
         if strength and bool((gate < 1).any()):
             changes[pair.up] = _change(header, pair, read, 1 - strength * (1 - gate))
-    energy = torch.cat(sizes).square()
+    energy = torch.cat(sizes).double().square()
     kept = (1 - strength * (1 - torch.cat(gates))).square()
     note = {
         "version": __version__,

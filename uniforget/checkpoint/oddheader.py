@@ -34,16 +34,18 @@ def check(entries: dict[str, Any], size: int) -> None:
     Raises:
         ValueError: they do not.
     """
-    at = 0
+    at, places = 0, []
     try:
-        places = sorted((int(e["data_offsets"][0]), int(e["data_offsets"][1]), name) for name, e in entries.items())
-        for start, end, name in places:
-            entry = entries[name]
-            bits = _BITS[entry["dtype"]] * math.prod(entry["shape"])
-            if start != at or end - start != -(-bits // 8) or not all(type(n) is int and n >= 0 for n in entry["shape"]):
+        for name, entry in entries.items():
+            start, end = entry["data_offsets"]
+            if not all(type(number) is int and number >= 0 for number in (start, end, *entry["shape"])):
+                raise ValueError(f"{name} is described by what is no number")
+            places.append((start, end, _BITS[entry["dtype"]] * math.prod(entry["shape"]), name))
+        for start, end, bits, name in sorted(places):
+            if start != at or end - start != -(-bits // 8):
                 raise ValueError(f"{name} does not lie where it must")
             at = end
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"an entry cannot be read ({error})") from error
     if at != size:
         raise ValueError(f"{at:,} bytes of tensors are named, and {size:,} are there")

@@ -14,6 +14,7 @@ from .. import __version__
 from ..config import METHODS, Settings
 from ..errors import LearnError
 from ..mask.info import MaskInfo
+from ..model.names import eager
 from ..prompts import prompts_hash
 from . import memory, resume
 from .model import Model, Progress, Result, Session, duration
@@ -41,7 +42,7 @@ def learn(model: Model, settings: Settings, info: MaskInfo, session: Session | N
     try:
         # by name, because the registry is read by the command line, which starts without torch
         run = import_module(f".{method.module}", __package__).run
-        with resume.kept(session.folder, run_key(model, settings, info)):
+        with resume.kept(session.folder, run_key(model, settings, info)), eager():
             result = run(model, settings, info, session)
             session.save(result)
         return result

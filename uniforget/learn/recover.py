@@ -24,6 +24,7 @@ from ..mask.edit import Mask
 from ..mask.gates import assemble, by_weight, gated
 from ..mask.info import GateMask, MaskInfo
 from ..mask.subspace import SubspaceMask, effective, project
+from ..model.names import eager
 from . import resume
 from .model import Model, Progress, Session
 from .objectives import Stepwise
@@ -83,7 +84,7 @@ def recover(
     try:
         settings = replace(settings, objective="stepwise", along="teacher")
         run = _Recovery(model, mask, subspace, settings, rank, about, session)
-        with resume.kept(session.folder, run.key):
+        with resume.kept(session.folder, run.key), eager():
             lora = run.run()
             session.save(lora)
         return lora

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import MismatchError
 from ..model.families.schema import KINDS
-from ..model.names import weights_of
+from ..model.names import eager, weights_of
 
 if TYPE_CHECKING:
     from .info import MaskInfo
@@ -320,7 +320,7 @@ def hooked(modules: Mapping[str, nn.Module], edits: Mapping[str, Edit]) -> Itera
     Args:
         modules: by path; edits: by name of the weight. Edits of biases are left out: the weight's output form covers them.
     """
-    with ExitStack() as hooks:
+    with eager(), ExitStack() as hooks:
         for name, edit in edits.items():
             path, _, leaf = name.rpartition(".")
             if leaf == "weight":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import nn
 
 # What torch leaves in names of a module that was compiled, sharded or checkpointed.
@@ -23,3 +26,11 @@ def modules_of(network: nn.Module) -> dict[str, nn.Module]:
 def weights_of(network: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by plain name."""
     return {plain(name): parameter for name, parameter in network.named_parameters()}
+
+
+def eager() -> AbstractContextManager[object]:
+    """Within it, what torch has compiled runs as it was written. Code that was compiled before sees no hooks that came later."""
+    # Where its compiler was never loaded, nothing is compiled. Stances are there since torch 2.6.
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

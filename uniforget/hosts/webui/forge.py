@@ -6,7 +6,7 @@ order: LoRAs, which Forge loads before scripts run, are masked too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from ...errors import MismatchError
 from ...mask.edit import pack, unpack
 from ...model.fingerprint import fingerprint
+from ...model.names import modules_of, plain, weights_of
 from ...model.sites import find_sites, fingerprint_targets
 from ..stored import Stored
 from . import Landed, Run
@@ -40,8 +41,9 @@ def apply(unet: Any, run: Run) -> tuple[Any, Landed]:
     """
     lora.extra_weight_calculators[CALCULATION] = edit_weight
     edits = run.learned.edits(shapes_of(unet), run.strength, run.per_kind)
+    names = {plain(name): name for name, _ in unet.model.named_parameters()}
     # Lists of our own, because Forge moves the tensors in them in place.
-    patches = {PREFIX + name: (CALCULATION, list(pack(edit))) for name, edit in edits.items()}
+    patches = {names[PREFIX + name]: (CALCULATION, list(pack(edit))) for name, edit in edits.items()}
     clone = unet.clone()
     online = _online(unet, patches)
     for mode in (False, True):
@@ -65,7 +67,7 @@ def applied(unet: Any) -> list[str]:
 
 def shapes_of(unet: Any) -> dict[str, tuple[int, ...]]:
     """Weight name, relative to the diffusion model -> the shape that it computes with, whatever it is packed in."""
-    return {name: _shape(weight) for name, weight in unet.model.diffusion_model.named_parameters()}
+    return {name: _shape(weight) for name, weight in weights_of(unet.model.diffusion_model).items()}
 
 
 def _shape(weight: Any) -> tuple[int, ...]:
@@ -95,8 +97,8 @@ def _online(unet: Any, keys: Iterable[str]) -> set[str]:
 
 def _fingerprint(unet: Any) -> str:
     """Fingerprint of the model without its patches; "": its weights cannot be read."""
-    modules = dict(unet.model.named_modules())
-    backup: Mapping[str, Any] = unet.lora_loader.backup
+    modules = modules_of(unet.model)
+    backup = {plain(key): weight for key, weight in unet.lora_loader.backup.items()}
     weights = {}
     for site in fingerprint_targets(find_sites(shapes_of(unet))[1]):
         path = PREFIX + site.places[0].path
