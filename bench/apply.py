@@ -10,7 +10,7 @@ gates for ffn and norm, a third of them off; it patches 152 matrices (``{img,txt
 ``modulation.lin``: 6.4 billion weights) and the 76 biases of the modulations. The LoRA (rank 16, bf16) patches exactly those,
 the biases by ``diff_b``.
 
-**Timed**, for the mask and for the LoRA alike, with both in memory (files are not read):
+**Timed** in processor seconds, for the mask and for the LoRA alike, with both in memory (files are not read):
 
 1. attach: what the node does. For the mask: find the sites of a model never seen before, compare the mask with them, make the
    patches, hand them over, check that all were taken, and compare the model's fingerprint. For the LoRA:

@@ -15,10 +15,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Wall time of a call; the result is dropped within it, as freeing belongs to the work."""
-    start = time.perf_counter()
+    """Processor seconds of a call, so that other programs do not count; the result is dropped within it, as freeing belongs to the work."""
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def allocated(run: Callable[[], Any]) -> tuple[int, int]:
@@ -61,9 +61,11 @@ def _kilobytes(status: Path, name: str) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """The machine that figures are from, and how busy it is just now (``load``, this process included)."""
+    """When and on which machine figures are made, and how busy it is just now (``load``, this process included)."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = {"gpu": torch.cuda.get_device_name(), "gpu_bytes": torch.cuda.mem_get_info()[1]} if torch.cuda.is_available() else {}
     return {
+        "date": time.strftime("%Y-%m-%d"),
         "cpu": _cpu() or platform.processor() or platform.machine(),
         "cores": usable,
         "threads": torch.get_num_threads(),
@@ -71,6 +73,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **gpu,
     }
 
 

@@ -49,15 +49,17 @@ def _lines(path: Path) -> int:
     return len(_text(path).splitlines())
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     found = measure()
     text = json.dumps(found, indent=2)
-    if path := parser.parse_args().json:
+    if path := parser.parse_args(arguments).json:
         path.write_text(f"{text}\n", encoding="utf-8")
     print(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """How fast learning is and what it keeps in memory, beside a straightforward scheme with two backward passes.
 
-    python -m bench.learn --json FILE [--repeats 3] [--batch 2] [--only flux] [--smallest]
+    python -m bench.learn --json FILE [--repeats 3] [--batch 2] [--steps 8] [--scale 1] [--only flux] [--smallest]
 
 Runs on the CPU, on one thread. **The models** are diffusers' own classes, narrow but shaped like the real ones, with random weights: an
 SDXL-type UNet (three levels, transformer depths 0, 1 and 2, cross-attention to 77 tokens, GEGLU) at 32 x 32 latents, and a FLUX-type
@@ -11,10 +11,12 @@ transformer (2 double and 4 single blocks, heads of 64) at 256 picture and 64 te
 * ``two_backward``: the scheme of earlier code, written out plainly. The student's chain runs without a gradient; then, step by step
   from the end, the step runs again, one backward pass collects the gates' gradients and a second one the latent's. The teacher's pictures
   are known before, as they are in ours.
+* ``ecodiff``: the same with the attention of EcoDiff's hooks, which is computed twice.
 * ``trajectory`` and ``stepwise``: ours, in their memory modes; ``micro`` takes one row at a time.
 
 ``seconds_per_step`` is the median of CPU seconds over the updates, in turns with the others so that all see the same machine, and whatever
-else runs beside it; ``peak_bytes`` is the peak of torch's CPU allocator over one update beyond what was there before, in a run of its own.
+else runs beside it; ``updates_per_forward`` divides it by a forward pass of the same batch without a gradient, and
+by the model evaluations of the chain; ``arithmetic_per_forward`` is the same of floating point operations. ``peak_bytes`` is the peak of torch's CPU allocator over one update beyond what was there before, in a run of its own.
 The weights are not in it. The C library is told to keep freed memory, as CUDA's caching allocator does, else fresh pages from the system are
 part of every figure.
 """
@@ -23,7 +25,6 @@ import argparse
 import ctypes
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from uniforget.hosts.diffusers.apply import find_modules
 from uniforget.learn import Session, Settings
 from uniforget.learn.gates import BETA_UNIT, Learner
 from uniforget.learn.objectives import OBJECTIVES
@@ -40,7 +41,9 @@ from uniforget.learn.relax import ALPHA, DELTA, GAMMA, INITIAL_LOGIT, ZETA, spar
 from uniforget.learn.trajectories import record_teacher
 from uniforget.mask.gates import gated
 
-from .common import allocated, machine, write_json
+from . import networks
+from .common import allocated, machine, seconds, write_json
+from .networks import RandomModel
 
 N, BATCH, PROMPTS, REPEATS = 8, 2, 4, 3
 SCHEMES = (
@@ -49,40 +52,16 @@ SCHEMES = (
 )
 
 
-class Bench:
-    """A narrow model as :class:`uniforget.learn.Model`."""
-
-    def __init__(
-        self, network: nn.Module, shape: tuple[int, ...], conditions: dict[str, torch.Tensor], timescale: float, steps: int
-    ):
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for weight in network.parameters():
-                if weight.ndim > 1:
-                    weight.normal_(std=1 / weight[0].numel() ** 0.5)
-        self.network = network.eval().requires_grad_(False)
-        self.family, sites, self.modules = find_modules(network)
-        self.sites = [s for s in sites if s.kind in ("ffn", "norm")]
-        self.sigmas = torch.linspace(1, 0, steps + 1)
-        self.groups = [0] * (PROMPTS + 1)
-        self.prompts, self.shape, self.conditions, self.timescale = PROMPTS, shape, conditions, timescale
-
-    def initial(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.randn(count, *self.shape, generator=generator)
-
-    def denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
-        chosen = {name: value[which] for name, value in self.conditions.items()}
-        fixed = {"img_ids": self.ids[0], "txt_ids": self.ids[1]} if self.family.name == "flux" else {}
-        extra = {n: chosen.pop(n) for n in ("text_embeds", "time_ids") if n in chosen}
-        added = {"added_cond_kwargs": extra} if extra else {}
-        first = {"hidden_states": x} if self.family.name == "flux" else {"sample": x}
-        velocity = self.network(timestep=sigma * self.timescale, return_dict=False, **first, **chosen, **fixed, **added)[0]
-        return x - velocity * sigma.view(-1, *[1] * (x.ndim - 1))
-
-    ids: tuple[torch.Tensor, torch.Tensor]
+def _randomize(network: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=1 / weight[0].numel() ** 0.5)
+    return network
 
 
-def sdxl(size: int = 32, steps: int = N) -> Bench:
+def sdxl(scale: float = 1.0, steps: int = N) -> RandomModel:
     """SDXL's shape: levels of 128, 256 and 512 channels."""
     from diffusers import UNet2DConditionModel
 
@@ -99,10 +78,11 @@ def sdxl(size: int = 32, steps: int = N) -> Bench:
         "text_embeds": torch.randn(PROMPTS + 1, 128, generator=g),
         "time_ids": torch.tensor([[256.0, 256, 0, 0, 256, 256]]).repeat(PROMPTS + 1, 1),
     }
-    return Bench(network, (4, size, size), conditions, 1000.0, steps)
+    size = round(32 * scale)
+    return RandomModel(_randomize(network), networks.unet, (4, size, size), conditions, steps)
 
 
-def flux(size: int = 16, steps: int = N) -> Bench:
+def flux(scale: float = 1.0, steps: int = N) -> RandomModel:
     """FLUX.1's shape: 512 wide, 8 heads of 64."""
     from diffusers import FluxTransformer2DModel
 
@@ -115,16 +95,14 @@ def flux(size: int = 16, steps: int = N) -> Bench:
         "encoder_hidden_states": torch.randn(PROMPTS + 1, 64, 512, generator=g),
         "pooled_projections": torch.randn(PROMPTS + 1, 128, generator=g),
     }
-    model = Bench(network, (size**2, 64), conditions, 1.0, steps)
-    rows, columns = torch.meshgrid(torch.arange(float(size)), torch.arange(float(size)), indexing="ij")
-    model.ids = (torch.stack([torch.zeros(size**2), rows.flatten(), columns.flatten()], 1), torch.zeros(64, 3))
-    return model
+    side = round(16 * scale)
+    return RandomModel(_randomize(network), networks.flux(side, 64), (side**2, 64), conditions, steps)
 
 
 class TwoBackward:
     """Earlier code's scheme: logits per module in a list, relaxed gates inside the hooks, two backward passes per sampling step."""
 
-    def __init__(self, model: Bench, settings: Settings):
+    def __init__(self, model: RandomModel, settings: Settings):
         self.model, self.settings = model, settings
         self.cache = record_teacher(model, settings)
         self.steps = len(model.sigmas) - 1
@@ -191,10 +169,25 @@ class TwoBackward:
         self.optimizer.step()
 
 
+class EcoDiff(TwoBackward):
+    """The same with EcoDiff's hooks on attention (arXiv 2412.02852), which compute it again and drop what the module has answered."""
+
+    def __enter__(self) -> "EcoDiff":
+        super().__enter__()
+        for module in self.model.modules.values():
+            if hasattr(module, "processor"):
+                self.handles.append(module.register_forward_hook(self._again, with_kwargs=True))
+        return self
+
+    @staticmethod
+    def _again(module, args, kwargs, output):
+        return module.processor(module, *args, **kwargs)
+
+
 class Ours:
     """One update of the product's own learning run."""
 
-    def __init__(self, model: Bench, settings: Settings):
+    def __init__(self, model: RandomModel, settings: Settings):
         self.model, self.step = model, 0
         cache, generator = record_teacher(model, settings), torch.Generator().manual_seed(0)
         self.install: Callable[[dict[str, torch.Tensor]], None] = lambda gates: None
@@ -227,30 +220,35 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """CPU seconds of a call."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-def measure(name: str, model: Bench, batch: int, repeats: int) -> list[dict[str, Any]]:
+def measure(name: str, model: RandomModel, batch: int, repeats: int) -> list[dict[str, Any]]:
     """One row per scheme for one model."""
     settings = Settings(batch=batch, noises=1, cfg=1.0, steps=1000, learning_rate=0.01)
-    schemes: list[tuple[str, str, Any]] = [("two_backward", "", TwoBackward(model, settings))]
+    schemes: list[tuple[str, str, Any]] = [
+        ("two_backward", "", TwoBackward(model, settings)),
+        ("ecodiff", "", EcoDiff(model, settings)),
+    ]
     schemes += [
         (objective, mode, Ours(model, replace(settings, objective=objective, memory=mode))) for objective, mode in SCHEMES
     ]
-    peaks = []
+    peaks, flops = [], []
     for _, _, scheme in schemes:
         with scheme:
-            scheme.update()
+            with FlopCounterMode(display=False) as counter:
+                scheme.update()
+            flops.append(counter.get_total_flops())
             peaks.append(allocated(scheme.update)[0])
+    x, which = model.initial(batch, torch.Generator().manual_seed(0)), list(range(batch))
+    forward = torch.no_grad()(lambda: model.denoise(x, model.sigmas[:1].expand(batch), which))
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    once: list[float] = []
     times: dict[int, list[float]] = {i: [] for i in range(len(schemes))}
     for _ in range(repeats):
+        once.append(seconds(forward))
         for i, (_, _, scheme) in enumerate(schemes):
             with scheme:
                 times[i].append(seconds(scheme.update))
+    evaluations = lambda objective: 1 if objective == "stepwise" else len(model.sigmas) - 1  # noqa: E731
     return [
         {
             "family": name,
@@ -260,6 +258,8 @@ def measure(name: str, model: Bench, batch: int, repeats: int) -> list[dict[str,
             "steps": len(model.sigmas) - 1,
             "seconds_per_step": statistics.median(times[i]),
             "peak_bytes": peaks[i],
+            "updates_per_forward": statistics.median(times[i]) / statistics.median(once) / evaluations(objective),
+            "arithmetic_per_forward": flops[i] / counter.get_total_flops() / evaluations(objective),
         }
         for i, (objective, mode, _) in enumerate(schemes)
     ]
@@ -272,8 +272,10 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     out = {}
     for (objective, mode), row in at.items():
         if row is not base:
-            out[f"{objective}_{mode}_speedup"] = base["seconds_per_step"] / row["seconds_per_step"]
-            out[f"{objective}_{mode}_bytes"] = row["peak_bytes"] / base["peak_bytes"]
+            name = f"{objective}_{mode}".rstrip("_")
+            out[f"{name}_speedup"] = base["seconds_per_step"] / row["seconds_per_step"]
+            out[f"{name}_bytes"] = row["peak_bytes"] / base["peak_bytes"]
+    out["stepwise_over_trajectory"] = at["trajectory", "keep"]["seconds_per_step"] / at["stepwise", "keep"]["seconds_per_step"]
     for objective in ("trajectory", "stepwise"):
         micro, block = at[objective, "micro"], at[objective, "block"]
         out[f"{objective}_micro_over_block_speedup"] = block["seconds_per_step"] / micro["seconds_per_step"]
@@ -288,28 +290,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=REPEATS, help="updates timed per row (default %(default)s)")
     parser.add_argument("--batch", type=int, default=BATCH, help="rows of an update (default %(default)s)")
     parser.add_argument("--only", choices=("sdxl", "flux"), help="one of the two models")
-    parser.add_argument(
-        "--smallest", action="store_true", help="two sampling steps on a quarter of the pixels: to see that it runs"
-    )
+    parser.add_argument("--steps", type=int, default=N, help="sampling steps (default %(default)s)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of width and height (default %(default)s)")
+    parser.add_argument("--smallest", action="store_true", help="--steps 2 --scale 0.5: to see that it runs")
     options = parser.parse_args(arguments)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks about devices
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_freed_memory()
-    small = {"steps": 2} if options.smallest else {}
+    if options.smallest:
+        options.steps, options.scale = 2, 0.5
     rows, summary = [], {}
-    for name, make, size in (("sdxl", sdxl, 32), ("flux", flux, 16)):
+    for name, make in (("sdxl", sdxl), ("flux", flux)):
         if options.only not in (None, name):
             continue
-        found = measure(name, make(size // 2 if small else size, **small), options.batch, options.repeats)
+        found = measure(name, make(options.scale, options.steps), options.batch, options.repeats)
         rows += found
         summary[name] = ratios(found)
         for row in found:
             label = f"{row['objective']} {row['memory']}"
-            print(f"{name:5} {label:18} {row['seconds_per_step']:7.2f} s  {row['peak_bytes'] / 2**20:8.1f} MiB")
+            print(
+                f"{name:5} {label:18} {row['seconds_per_step']:7.2f} s  {row['peak_bytes'] / 2**20:8.1f} MiB  "
+                f"{row['updates_per_forward']:.2f} forward passes, {row['arithmetic_per_forward']:.2f} by arithmetic"
+            )
         print("     ", ", ".join(f"{key} {value:.2f}" for key, value in summary[name].items()))
     if options.json:
-        write_json(options.json, {"rows": rows, "ratios": summary, "machine": machine()})
+        write_json(options.json, {"scale": options.scale, "rows": rows, "ratios": summary, "machine": machine()})
     torch.set_num_threads(threads)
     return 0
 

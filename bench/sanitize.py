@@ -1,6 +1,6 @@
 """How long sanitizing a checkpoint takes against copying it, and how much memory.
 
-    python -m bench.sanitize --json FILE [--gigabytes 8] [--folder FOLDER] [--repeats 3]
+    python -m bench.sanitize --json FILE [--gigabytes 8] [--folder FOLDER] [--repeats 3] [--smallest]
 
 The file has an SDXL UNet's weights in fp16 under the names of a full checkpoint, and other tensors up to the size asked for; numbers are
 random. ``ratio_to_copy``: median time of sanitizing over that of copying the file, in turns, each written through to the disk.
@@ -36,14 +36,14 @@ from .common import machine, resident, write_json
 PREFIX = "model.diffusion_model."
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Weights of SDXL's UNet."""
+def shapes(width: int = 320) -> dict[str, tuple[int, ...]]:
+    """Weights of SDXL's UNet, `width` channels wide at its widest pictures."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
         network = UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(5, 10, 20),
+            block_out_channels=(width, 2 * width, 4 * width), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(width // 64, width // 32, width // 16),
             transformer_layers_per_block=(1, 2, 10), cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time",
             addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
         )  # fmt: skip
@@ -91,9 +91,9 @@ def _time(run: Any, target: Path) -> float:
     return seconds
 
 
-def measure(folder: Path, size: int, repeats: int) -> dict[str, Any]:
+def measure(folder: Path, size: int, repeats: int, width: int = 320) -> dict[str, Any]:
     """The figures, of a file made in `folder` and deleted afterwards."""
-    unet = shapes()
+    unet = shapes(width)
     source, copied, target = (folder / f"{name}.safetensors" for name in ("source", "copied", "sanitized"))
     checkpoint(source, size, unet)
     header, use = safefile.read_header(source), Use(mask(unet), 0.8)
@@ -128,9 +128,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--folder", type=Path, help="where files are put; left out: the system's folder for temporary files")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--smallest", action="store_true", help="a fifth of the UNet's width, and one repeat: to see that it runs"
+    )
     options = parser.parse_args(arguments)
+    width = 320
+    if options.smallest:
+        options.gigabytes, options.repeats, width = 0.1, 1, 64
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        found = measure(Path(folder), int(options.gigabytes * 1e9), options.repeats)
+        found = measure(Path(folder), int(options.gigabytes * 1e9), options.repeats, width)
     write_json(options.json, found)
     extra = "unknown" if found["extra_bytes"] is None else f"{found['extra_bytes'] / 1e6:.0f} MB"
     print(f"ratio_to_copy {found['ratio_to_copy']:.2f}, memory beyond the largest tensor {extra}, {found['touched']:.0%} touched")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import uniforget_pack.uniforget.hosts.comfy.apply as host
 
-from bench import apply, common, patching
+from bench import apply, common, docs, patching
 
 BLOCK = 1024  # values that are edited at a time, here
 SMALL = patching.FLUX_DEV | {
@@ -30,6 +30,15 @@ def test_figures_are_complete_and_go_into_a_file(figures, tmp_path):
     common.write_json(tmp_path / "new" / "apply.json", figures)
     assert json.loads((tmp_path / "new" / "apply.json").read_text(encoding="utf-8")) == figures
     assert f"ratio_to_lora {figures['ratio_to_lora']:.3f}" in apply.report(figures)
+
+
+def test_the_command_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(apply.inside, "load", lambda folder: None)  # this process has ComfyUI already
+    monkeypatch.setattr(patching, "FLUX_DEV", SMALL)
+    assert apply.main(["--repeats", "1", "--json", str(tmp_path / "apply.json")]) == 0
+    found = json.loads((tmp_path / "apply.json").read_text(encoding="utf-8"))
+    assert found.keys() >= CONTRACT and found["machine"]["date"] and "ratio_to_lora" in capsys.readouterr().out
+    assert "| patch |" in docs.apply(found)
 
 
 def test_memory_is_counted(figures):
