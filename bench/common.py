@@ -8,10 +8,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -41,6 +43,34 @@ def allocated(run: Callable[[], Any]) -> tuple[int, int]:
         peak = max(peak, now)
     del result
     return peak, now
+
+
+class Flops(TorchDispatchMode):
+    """Counts the floating point operations of what runs within it, in ``total``.
+
+    torch's own FlopCounterMode hooks into modules, which gradients for inputs that are leaves do not bear, and leaves out a CPU's attention.
+    """
+
+    FORMULAS: ClassVar = {
+        **flop_registry,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *more, **named: sdpa_flop_count(
+            q.shape, k.shape, v.shape
+        ),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda out, q, k, v, *more, **named: (
+            sdpa_backward_flop_count(out.shape, q.shape, k.shape, v.shape)
+        ),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = self.FORMULAS.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def resident(run: Callable[[], Any]) -> int | None:

@@ -72,7 +72,7 @@ def learning(found: dict[str, Any]) -> str:
         lines.append([row["family"], scheme, seconds, peak, times, memory, *passes])
     names = "model | scheme | an update | peak | times as fast | of its memory | forward passes for each in it | by arithmetic"
     first = found["rows"][0]
-    size = f"Batch {first['batch']}, {first['steps']} sampling steps, width and height times {found['scale']:g}."
+    size = f"Batch {first['batch']}, {first['steps']} sampling steps, width and height times {found['scale']:g}; median of {found['repeats']} updates."
     extra = [
         f"{family}: micro-batches {r['trajectory_micro_over_block_speedup']:.2f} times as fast as *block*, at "
         f"{r['trajectory_micro_over_block_bytes']:.2f} of its peak; stepwise {r['stepwise_over_trajectory']:.1f} times as fast as trajectory."

@@ -30,7 +30,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from uniforget.errors import UniForgetError
 from uniforget.hosts.diffusers.apply import fold_
@@ -38,7 +37,7 @@ from uniforget.learn import Progress, Session, Settings, guided, learn, memory
 from uniforget.learn.methods import describe
 from uniforget.mask import files
 
-from .common import machine, write_json
+from .common import Flops, machine, write_json
 from .networks import KINDS, published
 
 # Updates in which waits and operations are counted; in neither the gap between gates and mask is measured.
@@ -71,8 +70,8 @@ class Watch:
             torch.cuda.set_sync_debug_mode("warn")
             self.stack.callback(self._heard, caught)
         if progress.step == FLOPS - 1:
-            counter = self.stack.enter_context(FlopCounterMode(display=False))
-            self.stack.callback(lambda: setattr(self, "flops", counter.get_total_flops()))
+            counter = self.stack.enter_context(Flops())
+            self.stack.callback(lambda: setattr(self, "flops", counter.total))
 
     def _heard(self, caught: list[warnings.WarningMessage]) -> None:
         torch.cuda.set_sync_debug_mode("default")
@@ -109,7 +108,7 @@ def measure(kind: str, weights: str, options: argparse.Namespace, device: torch.
     at = model.sigmas[:1].expand(len(x))
     with torch.no_grad():
         forward = lambda: guided(model, x, at, which, settings.cfg)  # noqa: E731
-        with FlopCounterMode(display=False) as counter:
+        with Flops() as counter:
             forward()
         once = seconds(forward, device)
     if cuda:
@@ -134,7 +133,7 @@ def measure(kind: str, weights: str, options: argparse.Namespace, device: torch.
         "forward_seconds": once,
         "seconds_per_update": update,
         "updates_per_forward": update / once,
-        "arithmetic_per_forward": watch.flops / counter.get_total_flops(),
+        "arithmetic_per_forward": watch.flops / counter.total,
         "flops_per_update": watch.flops,
         "share_of_peak": watch.flops / update / peak,
         "syncs_per_update": watch.waits,

@@ -32,7 +32,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from uniforget.learn import Session, Settings
 from uniforget.learn.gates import BETA_UNIT, Learner
@@ -42,7 +41,7 @@ from uniforget.learn.trajectories import record_teacher
 from uniforget.mask.gates import gated
 
 from . import networks
-from .common import allocated, machine, seconds, write_json
+from .common import Flops, allocated, machine, seconds, write_json
 from .networks import RandomModel
 
 N, BATCH, PROMPTS, REPEATS = 8, 2, 4, 3
@@ -233,13 +232,13 @@ def measure(name: str, model: RandomModel, batch: int, repeats: int) -> list[dic
     peaks, flops = [], []
     for _, _, scheme in schemes:
         with scheme:
-            with FlopCounterMode(display=False) as counter:
+            with Flops() as counter:
                 scheme.update()
-            flops.append(counter.get_total_flops())
+            flops.append(counter.total)
             peaks.append(allocated(scheme.update)[0])
     x, which = model.initial(batch, torch.Generator().manual_seed(0)), list(range(batch))
     forward = torch.no_grad()(lambda: model.denoise(x, model.sigmas[:1].expand(batch), which))
-    with FlopCounterMode(display=False) as counter:
+    with Flops() as counter:
         forward()
     once: list[float] = []
     times: dict[int, list[float]] = {i: [] for i in range(len(schemes))}
@@ -259,7 +258,7 @@ def measure(name: str, model: RandomModel, batch: int, repeats: int) -> list[dic
             "seconds_per_step": statistics.median(times[i]),
             "peak_bytes": peaks[i],
             "updates_per_forward": statistics.median(times[i]) / statistics.median(once) / evaluations(objective),
-            "arithmetic_per_forward": flops[i] / counter.get_total_flops() / evaluations(objective),
+            "arithmetic_per_forward": flops[i] / counter.total / evaluations(objective),
         }
         for i, (objective, mode, _) in enumerate(schemes)
     ]
@@ -315,7 +314,10 @@ def main(arguments: list[str] | None = None) -> int:
             )
         print("     ", ", ".join(f"{key} {value:.2f}" for key, value in summary[name].items()))
     if options.json:
-        write_json(options.json, {"scale": options.scale, "rows": rows, "ratios": summary, "machine": machine()})
+        write_json(
+            options.json,
+            {"scale": options.scale, "repeats": options.repeats, "rows": rows, "ratios": summary, "machine": machine()},
+        )
     torch.set_num_threads(threads)
     return 0
 
