@@ -166,19 +166,6 @@ def verdict(found: dict[str, Any]) -> str:
     )
 
 
-def stacking(found: dict[str, Any]) -> str:
-    """The tables of bench.stacking."""
-    percent = lambda row, name: f"{row[name]:.1%}" if name in row else ""  # noqa: E731
-    parts = []
-    for table, names in (
-        ("orthogonal", ("target", "neighbours", "copies")),
-        ("continual", ("off", "copies", "neutral", "heldout")),
-    ):
-        lines = [[r["name"], *(percent(r, n) for n in names)] for r in found["rows"] if r["table"] == table]
-        parts.append(rows(f"{table} | {' | '.join(names)}", lines))
-    return "\n\n".join(parts)
-
-
 SECTIONS = [
     Section(
         "Learning", "learn", "",
@@ -211,11 +198,6 @@ SECTIONS = [
         "The example workflow in a real ComfyUI and Chromium, with pictures of 2048 x 2048 in its Compare node, worked on with mouse, wheel and keys.", page,
     ),
     Section("The verdict", "verdict", "", "Whether copies are still found after an edit, and what is called one that is none.", verdict),
-    Section(
-        "Together with other unlearning, and with itself", "stacking", "",
-        "`orthogonal`: one concept is unlearned by name by two other methods, alone and with UniForget. `continual`: five requests, one after the other.",
-        stacking,
-    ),
     Section(
         "Attacks", "attack", " [--share 0.1] [--parts inputs,kills,page]",
         "Attacks the pack as a stranger would: damaged inputs for every reader, commands that are killed, hostile text through every node. "

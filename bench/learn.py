@@ -15,8 +15,9 @@ transformer (2 double and 4 single blocks, heads of 64) at 256 picture and 64 te
 * ``trajectory`` and ``stepwise``: ours, in their memory modes; ``micro`` takes one row at a time.
 
 ``seconds_per_step`` is the median of CPU seconds over the updates, in turns with the others so that all see the same machine, and whatever
-else runs beside it; ``updates_per_forward`` divides it by a forward pass of the same batch without a gradient, and
-by the model evaluations of the chain; ``arithmetic_per_forward`` is the same of floating point operations. ``peak_bytes`` is the peak of torch's CPU allocator over one update beyond what was there before, in a run of its own.
+else runs beside it; ``updates_per_forward`` divides it by a forward pass of the same batch without a gradient, and by the model evaluations
+of the chain; ``arithmetic_per_forward`` is the same of floating point operations: what nothing can beat by much. ``peak_bytes`` is the peak
+of torch's CPU allocator over one update beyond what was there before, in a run of its own.
 The weights are not in it. The C library is told to keep freed memory, as CUDA's caching allocator does, else fresh pages from the system are
 part of every figure.
 """
