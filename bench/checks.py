@@ -24,7 +24,7 @@ from testbed import concepts, evaluate, vae, verdict
 from testbed.data import to_tensor
 from testbed.host import TestbedModel, sample
 from uniforget.checks import picture, prompt, stats
-from uniforget.config import PICTURE_CHECK, PROMPT_CHECK
+from uniforget.config.checks import PICTURE_CHECK, PROMPT_CHECK
 
 from .common import machine, write_json
 from .forgetting import MODULES, QUICK, Bed, Size

@@ -11,8 +11,8 @@ from types import FrameType
 
 from .errors import LauncherError
 from .paths import ROOT
-from .server import Install, checked_port, is_port_free, run_in_foreground
-from .setup import prepared, say
+from .server import Install, checked_port, is_port_free, open_when_ready, run_in_foreground
+from .setup import has_package, prepared, say
 
 USUAL_PORT = 8188
 INSIDE = "UNIFORGET_RUN_INSIDE"
@@ -94,7 +94,12 @@ def _demo(install: Install, options: argparse.Namespace, arguments: list[str]) -
 def _comfyui(install: Install, options: argparse.Namespace) -> int:
     port = options.port if options.port is not None or not is_port_free(USUAL_PORT) else USUAL_PORT
     port = checked_port(port)
-    say(f"ComfyUI will be at http://127.0.0.1:{port} soon; the demo is under Workflow > Browse Templates. Ctrl-C stops it")
+    url = f"http://127.0.0.1:{port}/?uniforget=play"
+    say(f"ComfyUI will be at {url} soon, with something to play with; more is under Workflow > Browse Templates. Ctrl-C stops it")
+    if not has_package(install.python, "torchaudio"):
+        say("What it prints about torchaudio is expected and does no harm: only sound needs that, and it is not installed")
+    if "--disable-auto-launch" not in options.rest:
+        open_when_ready(url, port)
     return run_in_foreground(install, port, options.rest)
 
 

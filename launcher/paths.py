@@ -11,7 +11,7 @@ PACK_NAME = "uniforget"
 PACK_PARENT = CACHE / "custom_nodes"
 LOG = CACHE / "comfyui.log"
 OUTPUT = ROOT / "output"
-DEMO_WORKFLOW = ROOT / "example_workflows" / "forget_demo.json"
+DEMO_WORKFLOW = ROOT / "example_workflows" / "9 The whole story with the demo model.json"
 
 
 def venv_python(venv: Path = VENV) -> Path:

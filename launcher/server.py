@@ -5,7 +5,10 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
+import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +173,29 @@ def running(server: ComfyServer) -> Iterator[ComfyServer]:
         yield server
     finally:
         server.stop()
+
+
+def has_screen() -> bool:
+    """Whether a browser could show its window here; else Python would open one that fills the terminal."""
+    return os.name == "nt" or sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def open_when_ready(url: str, port: int, timeout: float = START_SECONDS) -> threading.Thread | None:
+    """Opens `url` in the user's browser as soon as the server on `port` answers, beside what goes on; None where there is no screen."""
+    if not has_screen():
+        return None
+
+    def wait() -> None:
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1):
+                webbrowser.open(url)
+                return
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
 
 
 def run_in_foreground(install: Install, port: int, extra: list[str]) -> int:

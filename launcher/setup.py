@@ -232,6 +232,12 @@ def write_stamp(path: Path, content: str) -> None:
     os.replace(temporary, path)
 
 
+def has_package(python: Path, name: str) -> bool:
+    """Whether an interpreter can import a package; nothing of it is run."""
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
+    return subprocess.run([str(python), "-c", code], check=False).returncode == 0
+
+
 def say(text: str) -> None:
     """A line of progress."""
     print(f"[uniforget] {text}", flush=True)

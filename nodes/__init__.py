@@ -25,6 +25,7 @@ def all_nodes():
     from .score import DemoScore
     from .sweep import StrengthSweep
     from .threshold import SetThreshold
+    from .variety import SeedVariety
 
     learning = [LearnMask, RecoverQuality]
     using = [
@@ -32,6 +33,7 @@ def all_nodes():
         MemorizationGuard,
         PreviewComparison,
         StrengthSweep,
+        SeedVariety,
         Compare,
         MaskMapNode,
         PictureCheck,

@@ -34,7 +34,7 @@ class Compare(io.ComfyNode):
                     "forgotten",
                     tooltip="Pictures made with the mask. Use the same seed and settings, so that only the mask differs.",
                 ),
-                *saving_inputs("one with both sides", "uniforget/compare"),
+                *saving_inputs("all pictures, and one with both sides, are", "uniforget/compare"),
                 io.String.Input(
                     "label_original",
                     default="original",
@@ -107,16 +107,13 @@ def need_pictures(node, original, forgotten):
             )
 
 
-def saving_inputs(sheet, prefix):
-    """The widgets of nodes that save pictures with a :func:`keeper`; `sheet` is the one with all of them, in words."""
+def saving_inputs(what, prefix):
+    """The widgets of nodes that save pictures with a :func:`keeper`; `what` is saved, in words."""
     return [
         io.Boolean.Input(
             "save",
             default=True,
-            tooltip=(
-                f"On: all pictures, and {sheet}, are saved into ComfyUI's output folder. "
-                "Off: they are kept only until ComfyUI restarts."
-            ),
+            tooltip=(f"On: {what} saved into ComfyUI's output folder. Off: they are kept only until ComfyUI restarts."),
         ),
         io.String.Input(
             "filename_prefix",

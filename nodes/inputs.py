@@ -14,6 +14,14 @@ CATEGORY = "UniForget"
 
 def to_input(param: Param):
     """The widget input of `param`, with its default, range and tooltip."""
+    made = _widget(param)
+    if param.advanced:
+        # Not given to the constructor, where versions of ComfyUI differ; the page has known it long.
+        made.extra_dict = {**(made.extra_dict or {}), "advanced": True}
+    return made
+
+
+def _widget(param):
     common = {"default": param.default, "tooltip": param.tooltip}
     if param.kind == "float":
         return io.Float.Input(param.name, min=param.minimum, max=param.maximum, step=param.step, **common)
@@ -52,17 +60,17 @@ async def valid_aside(check, value):
 
 
 def say(node, text):
-    """Shows `text` inside the running node, as every renderer can.
+    """Shows `text` inside the running node: web/text.js has a panel for it.
 
-    The node's schema has to ask for ``io.Hidden.unique_id``. Names and information in the text come from strangers, and ComfyUI's page
-    takes it for HTML: no node sends text there by another way. Returns the text as it was shown.
+    The node's schema has to ask for ``io.Hidden.unique_id``. Names and information in the text come from strangers: no node sends text
+    to the page by another way, least of all as ComfyUI's own progress text, which is HTML. Returns the text as it was shown.
     """
     text = safe(text, page=True)
     unique_id = getattr(getattr(node, "hidden", None), "unique_id", None)
     if unique_id is not None:
         from server import PromptServer  # ComfyUI's; only there while it serves
 
-        PromptServer.instance.send_progress_text(text, unique_id)
+        PromptServer.instance.send_sync("uniforget.text", {"node": unique_id, "text": text}, PromptServer.instance.client_id)
     return text
 
 

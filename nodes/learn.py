@@ -35,6 +35,8 @@ class LearnMask(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
+        settings = {p.name: to_input(p) for p in config.LEARN.values()}
+        settings["preset"].extra_dict = {"uniforget_betas": config.PRESETS}  # web/advanced.js shows which beta a preset is
         return io.Schema(
             node_id="UniForgetLearn",
             display_name="Learn Memorization Mask",
@@ -47,7 +49,7 @@ class LearnMask(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn a mask for. It is not changed."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-                *(to_input(p) for p in config.LEARN.values()),
+                *settings.values(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[

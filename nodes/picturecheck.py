@@ -5,18 +5,21 @@ import logging
 import comfy.utils
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..uniforget import config
 from ..uniforget.checks import picture as check
+from ..uniforget.config.checks import PICTURE_CHECK
 from ..uniforget.errors import SettingError
 from ..uniforget.hosts.comfy.learn import empty_latent
 from ..uniforget.hosts.comfy.predict import predicting
 from .checkbars import bars
 from .checking import drawn, encoder, forgotten, neutral
-from .inputs import CATEGORY, MaskType, search, show, to_input
+from .inputs import CATEGORY, MaskType, say, search, show, to_input
+from .progress import Countdown
 
 MOST_PICTURES = 64
+VERSIONS = 4  # of each picture: itself, mirrored, moved left and right
 
 
 class PictureCheck(io.ComfyNode):
@@ -39,7 +42,7 @@ class PictureCheck(io.ComfyNode):
                 io.Image.Input("images", tooltip="Your pictures. Each one is checked by itself."),
                 MaskType.Input("mask", optional=True, tooltip="With a mask, the model is checked before and after forgetting."),
                 to_input(config.STRENGTH),
-                *(to_input(p) for p in config.PICTURE_CHECK.values()),
+                *(to_input(p) for p in PICTURE_CHECK.values()),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -54,7 +57,7 @@ class PictureCheck(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, images, strength, mask=None, **values):
         config.STRENGTH.check(strength)
-        for name, param in config.PICTURE_CHECK.items():
+        for name, param in PICTURE_CHECK.items():
             values[name] = param.check(values[name])
         pictures = cropped(images, values["width"], values["height"])
         captions = captions_for(values["caption"], len(pictures))
@@ -62,10 +65,18 @@ class PictureCheck(io.ComfyNode):
         models = [m for m in (model, forgotten(model, mask, strength)) if m is not None]
 
         prompts, encode = neutral(model, values["baseline"]), encoder(clip)
-        passes = len(models) * (len(pictures) + len(prompts)) * values["noises"] * len(check.LEVELS)
-        bar = comfy.utils.ProgressBar(len(prompts) + passes)
-        advance = lambda: bar.update(1)  # noqa: E731
-        own = drawn(model, vae, encode, prompts, latent, values["sampling_steps"], values["cfg"], values["seed"], advance)
+        # In looks of the model at one picture: what the time depends on.
+        looks = VERSIONS * len(models) * (len(pictures) + len(prompts)) * values["noises"] * len(check.LEVELS)
+        per_drawing = values["sampling_steps"] * (1 if values["cfg"] == 1 else 2)
+        say(cls, f"{looks + per_drawing * len(prompts)} looks at pictures; the first ones tell how long that takes.")
+        countdown = Countdown(cls, looks + per_drawing * len(prompts))
+        own = drawn(
+            *(model, vae, encode, prompts, latent, values["sampling_steps"], values["cfg"], values["seed"]),
+            lambda: countdown.done(per_drawing),
+        )
+        if not countdown.finished:  # drawn before
+            countdown.leave_out(per_drawing * len(prompts))
+        advance = lambda: countdown.done(VERSIONS)  # noqa: E731
         asked = [*captions, *(prompts if any(captions) else [""] * len(prompts))]
         versions = check.with_copies(torch.cat([pictures, own]))
         latents = torch.stack([vae.encode(version) for version in versions]).float().cpu()
@@ -85,10 +96,7 @@ class PictureCheck(io.ComfyNode):
         text = "\n".join(words(before, after))
         logging.info("UniForget: %s", text)
         chart = torch.from_numpy(np.asarray(bars(pictures, before, after), dtype=np.float32) / 255)[None]
-        saved = {
-            "images": ui.ImageSaveHelper.save_images(chart, "uniforget_check", io.FolderType.temp, cls=cls, compress_level=1)
-        }
-        return io.NodeOutput(chart, text, table(captions, before, after), ui={**saved, **show(cls, text).as_dict()})
+        return io.NodeOutput(chart, text, table(captions, before, after), ui=show(cls, text))
 
 
 def cropped(images, width, height, at="Own-Picture Check", name="images"):

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..uniforget import config
+from ..uniforget.checks.likeness import likeness, sentence
 from ..uniforget.hosts.comfy.sample import Bar, sample, sample_original
 from .apply import forget, remarks
 from .compare import keeper, saving_inputs, shown
@@ -36,7 +37,7 @@ class PreviewComparison(io.ComfyNode):
                 ),
                 *(to_input(p) for p in config.APPLY.values()),
                 *sampler_inputs(),
-                *saving_inputs("one with both sides", "uniforget/preview"),
+                *saving_inputs("all pictures, and one with both sides, are", "uniforget/preview"),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -61,6 +62,7 @@ class PreviewComparison(io.ComfyNode):
         after = decode(vae, sample(patched, *given))
         labels = ("original", f"strength {wanted['strength']:g}")
         out = shown(before, after, labels, keep, save)
+        out["notes"].append(f"The original's picture: {sentence(likeness(after, before))}.")
         out["notes"] += remarks(model, mask, wanted)
         how = ", ".join(f"{name} {values[name]}" for name in NAMES)
         out["settings"] = [

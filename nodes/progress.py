@@ -1,17 +1,40 @@
 """The node's progress while something is learned: a bar with the learning curve as its preview, and what is left in words."""
 
 import logging
+import math
 import time
 
 import comfy.model_management
 import comfy.utils
 
+from ..uniforget.learn.model import duration
 from .inputs import say
 from .picture import curve_picture
 
 LOOKING = 100  # steps of the bar for watching the untouched model, before learning starts
 PICTURES, SIZE = 40, 512
 OFTEN = 1.0  # seconds between two texts
+
+
+class Countdown:
+    """A bar over `total` units of work, and how much time is left, said in the node as soon as it can be told."""
+
+    def __init__(self, node, total):
+        self.node, self.total, self.finished = node, total, 0
+        self.bar, self.began, self.said = comfy.utils.ProgressBar(total), time.monotonic(), -math.inf
+
+    def done(self, units=1):
+        self.finished += units
+        self.bar.update_absolute(self.finished, self.total)
+        now = time.monotonic()
+        if now - self.said > OFTEN and self.finished < self.total:
+            self.said = now
+            left = (now - self.began) / self.finished * (self.total - self.finished)
+            say(self.node, f"{100 * self.finished // self.total} % done, about {duration(left)} left")
+
+    def leave_out(self, units):
+        """Less work than was thought."""
+        self.total -= units
 
 
 def learning_report(node, steps):

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..uniforget import config
 from ..uniforget.checks import prompt as check
+from ..uniforget.config.checks import PROMPT_CHECK
 from ..uniforget.errors import SettingError
 from ..uniforget.hosts.comfy.learn import empty_latent
 from ..uniforget.hosts.comfy.predict import predicting
@@ -41,7 +42,7 @@ class PromptCheck(io.ComfyNode):
                     "mask", optional=True, tooltip="With a mask, the prompts are checked before and after forgetting."
                 ),
                 to_input(config.STRENGTH),
-                *(to_input(p) for p in config.PROMPT_CHECK.values()),
+                *(to_input(p) for p in PROMPT_CHECK.values()),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[io.String.Output(id="csv", display_name="csv", tooltip="The table: one line per prompt.")],
@@ -52,7 +53,7 @@ class PromptCheck(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, strength, mask=None, **values):
         config.STRENGTH.check(strength)
-        for name, param in config.PROMPT_CHECK.items():
+        for name, param in PROMPT_CHECK.items():
             values[name] = param.check(values[name])
         prompts = parse_prompts(values["prompts"])
         if not 1 <= len(prompts) <= MOST_PROMPTS:

@@ -14,7 +14,8 @@ from comfy_api.latest import io
 
 from ..testbed import model as tb
 from ..uniforget import __version__, atomic
-from ..uniforget.errors import ReportFileError
+from ..uniforget.checks.likeness import likeness, sentence, word
+from ..uniforget.errors import ReportFileError, SettingError
 from ..uniforget.hosts.comfy import apply as host
 from ..uniforget.mask import file as maskfile
 from ..uniforget.report import graph as apiprompt
@@ -97,6 +98,14 @@ class Report(io.ComfyNode):
                     )
                     for name in ("figures_a", "figures_b", "figures_c")
                 ),
+                *(
+                    io.Image.Input(
+                        f"everyday_{name}",
+                        optional=True,
+                        tooltip=f"Pictures of an everyday prompt {how} the mask, to show what stays. May stay unconnected.",
+                    )
+                    for name, how in (("original", "without"), ("forgotten", "with"))
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             outputs=[io.String.Output(id="path", display_name="path", tooltip="Where the report is.")],
@@ -124,9 +133,18 @@ class Report(io.ComfyNode):
         figures_a=None,
         figures_b=None,
         figures_c=None,
+        everyday_original=None,
+        everyday_forgotten=None,
     ):
         check_name(filename_prefix, folder_paths.get_output_directory())
         need_pictures("Report", original, forgotten)
+        everyday = everyday_original, everyday_forgotten
+        if (everyday_original is None) != (everyday_forgotten is None):
+            raise SettingError(
+                "Report: expected both 'everyday_original' and 'everyday_forgotten', or neither; found one. Connect the other, too."
+            )
+        if everyday_original is not None:
+            need_pictures("Report", *everyday)
         hidden = getattr(cls, "hidden", None)
         prompt, extra, node = (
             getattr(hidden, "prompt", None) or {},
@@ -141,7 +159,9 @@ class Report(io.ComfyNode):
             made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
             strength=words,
             cautions=[*filter(None, [caution]), *cautions, *differences(original, forgotten)],
+            prompt=apiprompt.prompt_of(prompt, apiprompt.source(prompt, node, "original")) if include_workflow else "",
             pairs=embedded(original, forgotten),
+            everyday=embedded(*everyday, judged=False) if everyday_original is not None else (),
             texts=[(heading, text) for heading, text in texts if text],
             shares=mask.sparsity(),
             picture_of_mask=report.embed(mask_picture(mask, "light"), MAP_WIDTH),
@@ -239,16 +259,14 @@ def file_hash(path):
     return _hashes[key]
 
 
-def embedded(original, forgotten):
-    """The pairs of two batches as they stand in the file, with how much of each picture changed."""
+def embedded(original, forgotten, judged=True):
+    """The pairs of two batches as they stand in the file, with what is left of each original."""
     found = []
     for left, right in pairs(original, forgotten)[: report.PAIRS]:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        caption = ""
-        if left.shape == right.shape:
-            change = (left.float() - right.float().to(left.device)).abs().nan_to_num().mean().item()
-            caption = f"mean difference of the pixels: {report.comparable(min(max(change, 0), 1))}"
-        found.append(report.Pair(report.embed(to_pil(left)), report.embed(to_pil(right)), caption))
+        [alike] = likeness(right[None], left[None])
+        said = f"The original's picture: {sentence([alike])}" if judged else f"alike {alike:.2f}"
+        found.append(report.Pair(report.embed(to_pil(left)), report.embed(to_pil(right)), said, word(alike) if judged else ""))
     return found
 
 

@@ -9,6 +9,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
+from ..testbed import model as tb
 from ..uniforget import config
 from ..uniforget.checkpoint import compactfile
 from ..uniforget.checkpoint.compact import report as cut_report
@@ -17,18 +18,18 @@ from ..uniforget.checkpoint.sanitize import sanitize
 from ..uniforget.errors import ModelFileError, SettingError
 from ..uniforget.hosts.comfy.compact import load
 from ..uniforget.mask.files import ENDINGS, gates_of
+from .demo import BUNDLED
 from .inputs import CATEGORY, MaskType, search, show, to_input, valid
 from .maskio import check_name, saving_as
 
 # ComfyUI's folders of models that hold a denoiser; it looks for models in the output folder's folders of these names, too.
 FOLDERS = ("checkpoints", "diffusion_models")
-NO_MODELS = "(no .safetensors models yet)"
 
 
 def models():
-    """What the list shows: ``folder/name`` of every safetensors model."""
+    """What the list shows: ``folder/name`` of every safetensors model, and the bundled one."""
     found = [f"{folder}/{name}" for folder in FOLDERS for name in folder_paths.get_filename_list(folder)]
-    return [name for name in found if name.lower().endswith(ENDINGS)] or [NO_MODELS]
+    return [*(name for name in found if name.lower().endswith(ENDINGS)), BUNDLED]
 
 
 def find_model(name):
@@ -37,6 +38,8 @@ def find_model(name):
     Raises:
         ModelFileError: it is not in ComfyUI's folders.
     """
+    if name == BUNDLED:
+        return Path(tb.WEIGHTS), FOLDERS[0]
     folder, _, inner = str(name).partition("/")
     if folder in FOLDERS and inner in folder_paths.get_filename_list(folder):
         path = folder_paths.get_full_path(folder, inner)
@@ -95,7 +98,8 @@ class SaveSanitized(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model_name, filename_prefix, overwrite=False):
         wrong = valid(find_model, model_name)
-        folder = os.path.join(folder_paths.get_output_directory(), str(model_name).partition("/")[0])
+        known = str(model_name).partition("/")[0] if model_name != BUNDLED else FOLDERS[0]
+        folder = os.path.join(folder_paths.get_output_directory(), known)
         return valid(check_name, filename_prefix, folder, overwrite) if wrong is True else wrong
 
     @classmethod

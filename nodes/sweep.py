@@ -6,9 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..uniforget import config
-from ..uniforget.checks.similarity import correlation
+from ..uniforget.checks.likeness import likeness, word
 from ..uniforget.hosts.comfy.sample import Bar, sample, sample_original
-from ..uniforget.report.sweep import plan
+from ..uniforget.report.sweep import HALVINGS, least, plan
 from .apply import forget, remarks
 from .compare import as_image, keeper, saving_inputs
 from .gridsheet import grid_sheet
@@ -42,7 +42,13 @@ class StrengthSweep(io.ComfyNode):
                 *(to_input(p) for p in config.SWEEP.values()),
                 *(to_input(p) for p in KINDS),
                 *sampler_inputs(),
-                *saving_inputs("the grid as one", "uniforget/sweep"),
+                *saving_inputs("all pictures, as one grid, are", "uniforget/sweep"),
+                io.Boolean.Input(
+                    "save_cells",
+                    default=False,
+                    optional=True,
+                    tooltip="On: every picture of the grid is saved as well. Off: they are kept only until ComfyUI restarts.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -59,17 +65,36 @@ class StrengthSweep(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, mask, clip, vae, latent_image, prompts, negative, strengths, seeds, seed, save, filename_prefix, **values
+        cls,
+        model,
+        mask,
+        clip,
+        vae,
+        latent_image,
+        prompts,
+        everyday,
+        negative,
+        strengths,
+        find,
+        seeds,
+        seed,
+        save,
+        filename_prefix,
+        save_cells=False,
+        **values,
     ):
         settings = drawing({**values, "seed": seed})
-        grid = plan(prompts, strengths, seeds, settings.seed)
+        grid = plan(prompts, strengths, seeds, settings.seed, everyday)
         kinds = {param.name: values[param.name] for param in KINDS}
-        patched = [forget(model, mask, {**kinds, "strength": strength}) for strength in grid.strengths[1:]]
-        keep = keeper(cls, save, str(filename_prefix).strip() or "uniforget/sweep")
+        patched = lambda strength: forget(model, mask, {**kinds, "strength": strength})  # noqa: E731
+        networks = {strength: patched(strength) for strength in grid.strengths[1:]}
+        prefix = str(filename_prefix).strip() or "uniforget/sweep"
+        keep, keep_cells = keeper(cls, save, prefix), keeper(cls, save and save_cells, prefix)
         encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
         words = {prompt: encode(prompt) for prompt, _ in grid.rows}
         unwanted, latent = encode(config.SWEEP["negative"].check(negative)), first(latent_image)
-        bar = Bar(model, grid.pictures, settings.steps)
+        searching = config.SWEEP["find"].check(find) and len(grid.strengths) > 1
+        bar = Bar(model, grid.pictures + searching * HALVINGS * len(grid.rows), settings.steps)
 
         def column(network, draw):
             """One picture (height, width, channels) per row."""
@@ -78,25 +103,49 @@ class StrengthSweep(io.ComfyNode):
             )
             return [decode(vae, drawn)[0].cpu() for drawn in rows]
 
-        columns = [column(model, sample_original), *(column(network, sample) for network in patched)]
-        cells = [picture for row in zip(*columns, strict=True) for picture in row]
-        alike = [float(correlation(picture[None], row[0][None])[0]) for row in zip(*columns, strict=True) for picture in row]
+        drawn = {0.0: column(model, sample_original)}
+        drawn |= {strength: column(network, sample) for strength, network in networks.items()}
+        alike = {strength: likeness(torch.stack(found), torch.stack(drawn[0.0])) for strength, found in drawn.items()}
+
+        def gone(strength):
+            """Whether nothing of what should go is left at this strength."""
+            if strength not in drawn:
+                drawn[strength] = column(patched(strength), sample)
+                alike[strength] = likeness(torch.stack(drawn[strength]), torch.stack(drawn[0.0]))
+            return all(word(value) == "gone" for value in alike[strength][: len(grid.rows) - grid.everyday])
+
+        found = least(grid.strengths[1:], gone) if searching else None
+        columns = sorted(drawn)
+        cells = [picture for row in zip(*(drawn[strength] for strength in columns), strict=True) for picture in row]
+        figures = [value for row in zip(*(alike[strength] for strength in columns), strict=True) for value in row]
+        wanted = (len(grid.rows) - grid.everyday) * len(columns)
+        told = [word(value) if i < wanted else "" for i, value in enumerate(figures)]
         sheet = as_image(
             grid_sheet(
-                ["original", *(f"strength {strength:g}" for strength in grid.strengths[1:])],
+                ["original", *(f"strength {strength:g}" for strength in columns[1:])],
                 [f"{prompt}  (seed {seed})" for prompt, seed in grid.rows],
                 cells,
-                [f"alike {value:.2f}" for value in alike],
+                [f"alike {value:.2f}" + (f", {said}" if said else "") for value, said in zip(figures, told, strict=True)],
             )
         )
-        files = keep(cells, "cell")
+        files = keep_cells(cells, "cell")
         shown = {
-            "strengths": list(grid.strengths),
+            "strengths": columns,
             # as text, because JavaScript's numbers do not hold every seed
-            "rows": [{"prompt": prompt, "seed": str(seed)} for prompt, seed in grid.rows],
-            "cells": [{**file, "similarity": value} for file, value in zip(files, alike, strict=True)],
+            "rows": [
+                {"prompt": prompt, "seed": str(seed), "everyday": i >= len(grid.rows) - grid.everyday}
+                for i, (prompt, seed) in enumerate(grid.rows)
+            ],
+            "cells": [
+                {**file, "similarity": value, "word": said} for file, value, said in zip(files, figures, told, strict=True)
+            ],
             "kinds": kinds,
-            "notes": [*remarks(model, mask, {**kinds, "strength": grid.strengths[-1]}), *left_out(latent_image)],
+            "found": found,
+            "notes": [
+                *remarks(model, mask, {**kinds, "strength": columns[-1]}),
+                *left_out(latent_image),
+                *([f"Not gone even at strength {columns[-1]:g}: try a stronger mask."] if searching and found is None else []),
+            ],
         }
         out = {"sweep": [shown], **({"sheet": keep([sheet], "sheet")} if save else {})}
         return io.NodeOutput(sheet[None], torch.stack(cells), ui=out)

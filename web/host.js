@@ -44,14 +44,23 @@ export function setWidget(node, widget, value, done = true) {
   if (done) noticeChange()
 }
 
-/** Puts `root` into a node as a widget of at least `height`, which holds no value of the workflow; the node becomes at least `smallest`. */
-export function addPanel(node, name, root, height, smallest) {
+/** Keeps the boxes for text of a node at `height`: what room there is goes to its panel. */
+export function keepTextLow(node, height) {
+  for (const { options, element } of node.widgets ?? []) if (element?.tagName === 'TEXTAREA') options.getMaxHeight = () => height
+}
+
+/**
+ * Puts `root` into a node as a widget of at least `height`, which holds no value of the workflow; the node becomes at least `smallest`.
+ * With `fixed` it keeps that height in a taller node.
+ */
+export function addPanel(node, name, root, height, smallest, fixed = false) {
   const widget = node.addDOMWidget(name, `UNIFORGET_${name.toUpperCase()}`, root, {
     serialize: false,
     hideOnZoom: false,
     // the side panel would take our element, and leave the widget with the panel's width
     hideInPanel: true,
-    getMinHeight: () => height
+    getMinHeight: () => height,
+    ...(fixed && { getMaxHeight: () => height })
   })
   widget.serialize = false
   if (smallest) node.setSize?.([Math.max(node.size[0], smallest[0]), Math.max(node.size[1], smallest[1])])

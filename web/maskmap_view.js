@@ -214,6 +214,7 @@ export class MaskMapView {
     })
     const names = this.names()
     this.all.textContent = this.kept.size < names.length ? `All (${this.kept.size} of ${names.length})` : 'All'
+    this.describe(null)
   }
 
   /** Puts the numbers of a cell, or of a whole block, into the line below the map; of the whole mask when there is none. */
@@ -238,9 +239,26 @@ export class MaskMapView {
       const shares = map.cells.filter(([at]) => at === column).map(([, , , kind, stream, , , share]) => `${kind} ${stream} ${percent(share)}`)
       return `${map.columns[column] || 'outside of the blocks'}: ${shares.join(', ').replaceAll('  ', ' ')}`
     }
-    return Object.entries(map.off)
+    return Object.entries(this.shares())
       .map(([kind, share]) => `${kind} ${percent(share)}`)
       .join(', ')
+  }
+
+  /** What the blocks that stay switch off, by kind and in all, of all that the mask could. */
+  shares() {
+    const { map } = this
+    const whole = this.names().every((name) => this.kept.has(name))
+    if (whole) return map.off
+    const sums = {}
+    for (const [at, , , kind, , units, off] of map.cells) {
+      const name = map.columns[at]
+      for (const of of [kind, 'all']) {
+        sums[of] ??= [0, 0]
+        sums[of][0] += name && !this.kept.has(name) ? 0 : off
+        sums[of][1] += units
+      }
+    }
+    return Object.fromEntries(Object.keys(map.off).map((kind) => [kind, (sums[kind]?.[0] ?? 0) / Math.max(1, sums[kind]?.[1] ?? 1)]))
   }
 
   /** Shows fewer numbers where columns are narrow. */

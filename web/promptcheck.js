@@ -2,7 +2,7 @@
 
 import { app } from '../../scripts/app.js'
 import { loadStyle } from './dom.js'
-import { addPanel, chain, isOne, noticeChange, shareWithCanvas } from './host.js'
+import { addPanel, chain, isOne, keepTextLow, noticeChange, shareWithCanvas } from './host.js'
 import { afterRun, clean } from './promptcheck_state.js'
 import { PromptTable } from './promptcheck_view.js'
 
@@ -27,6 +27,7 @@ function addTable(node) {
     noticeChange()
   })
   addPanel(node, 'table', view.root, 220, SMALLEST)
+  keepTextLow(node, 120)
 }
 
 app.registerExtension({

@@ -3,7 +3,7 @@
 import { app } from '../../scripts/app.js'
 import { isOne } from './host.js'
 
-const NODES = ['UniForgetPreview', 'UniForgetSweep']
+const NODES = ['UniForgetPreview', 'UniForgetSweep', 'UniForgetVariety']
 
 app.registerExtension({
   name: 'UniForget.Seed',

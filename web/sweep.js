@@ -2,7 +2,7 @@
 
 import { app } from '../../scripts/app.js'
 import { loadStyle } from './dom.js'
-import { addPanel, address, chain, isLinked, isOne, noticeChange, setWidget, shareWithCanvas } from './host.js'
+import { addPanel, address, chain, isLinked, isOne, keepTextLow, noticeChange, setWidget, shareWithCanvas, widgetOf } from './host.js'
 import { afterRun, clean, strengthText } from './sweep_state.js'
 import { SweepView } from './sweep_view.js'
 
@@ -60,6 +60,7 @@ function useStrength(sweep, strength, kinds) {
       continue
     }
     setWidget(node, widget('strength'), strength, false)
+    node.uniforgetSay?.(`Strength ${strengthText(strength)} is set. Run the workflow to use it.`)
     done = true
     const others = Object.keys(kinds).filter((name) => isLinked(node, name) || widget(name)?.value !== kinds[name])
     told.push(`Strength ${strengthText(strength)} set in ${named(node)}.${others.length ? ` Its ${others.join(', ')} is not that of the grid.` : ''}`)
@@ -68,6 +69,13 @@ function useStrength(sweep, strength, kinds) {
 }
 
 function addSweep(node) {
+  const find = widgetOf(node, 'find')
+  const search = () => {
+    if (!find || isLinked(node, 'find')) return view.tell('Set "find" in the node that it is connected to.')
+    setWidget(node, find, true)
+    view.tell('Searching: a few more columns are drawn.')
+    app.queuePrompt(0, 1)
+  }
   const view = new SweepView(address, (index) => {
     const state = clean(node.properties[PROPERTY])
     const result = useStrength(node, state.strengths[index % state.strengths.length], state.kinds)
@@ -76,7 +84,7 @@ function addSweep(node) {
       noticeChange()
     }
     return result
-  })
+  }, search)
   const show = (state) => {
     node.properties[PROPERTY] = state
     view.show(clean(state))
@@ -89,9 +97,12 @@ function addSweep(node) {
     // a run that made no pictures says nothing about those that are shown
     if (!state.cells.length) return
     show(state)
+    // once searched, the next run is a plain one again
+    if (state.found !== null && find && !isLinked(node, 'find')) setWidget(node, find, false, false)
     noticeChange()
   })
   addPanel(node, 'sweep', view.root, 300, SMALLEST)
+  keepTextLow(node, 90)
 }
 
 app.registerExtension({

@@ -1,6 +1,8 @@
 // What a Strength Sweep node keeps in the workflow. A workflow can come from anybody, so nothing of it is taken as it is.
 
-const MOST = 128
+const MOST = 256
+/** What is left of the original in a picture. */
+const WORDS = ['gone', 'traces', 'recognizable']
 const TYPES = ['output', 'temp', 'input']
 
 const text = (value, longest) => (typeof value === 'string' ? value.slice(0, longest) : '')
@@ -13,12 +15,13 @@ const list = (value, most = MOST) => (Array.isArray(value) ? value.slice(0, most
 const record = (value) => (typeof value === 'object' && value !== null ? value : {})
 
 function cell(value) {
-  const { filename, subfolder, type, similarity } = record(value)
+  const { filename, subfolder, type, similarity, word } = record(value)
   return {
     filename: text(filename, 255),
     subfolder: text(subfolder, 1024),
     type: TYPES.includes(type) ? type : 'output',
-    similarity: number(similarity, -1, 1, null)
+    similarity: number(similarity, -1, 1, null),
+    word: WORDS.includes(word) ? word : ''
   }
 }
 
@@ -26,7 +29,7 @@ function cell(value) {
 export function clean(value) {
   const raw = record(value)
   let strengths = list(raw.strengths).map((strength) => number(strength, 0, 1, 0))
-  let rows = list(raw.rows).map((row) => ({ prompt: text(record(row).prompt, 500), seed: text(record(row).seed, 20) }))
+  let rows = list(raw.rows).map((row) => ({ prompt: text(record(row).prompt, 500), seed: text(record(row).seed, 20), everyday: record(row).everyday === true }))
   let cells = list(raw.cells).map(cell)
   if (cells.length !== strengths.length * rows.length) [strengths, rows, cells] = [[], [], []]
   const kinds = Object.fromEntries(
@@ -34,7 +37,8 @@ export function clean(value) {
   )
   const chosen = Math.round(number(raw.chosen, -1, cells.length - 1, -1))
   const notes = list(raw.notes, 4).map((note) => text(note, 300)).filter(Boolean)
-  return { strengths, rows, cells, kinds, notes, chosen }
+  const found = strengths.includes(raw.found) ? raw.found : null
+  return { strengths, rows, cells, kinds, notes, chosen, found }
 }
 
 /** The state after a run. The cell that was chosen stays so if the grid still has its strength and row. */

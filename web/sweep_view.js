@@ -5,6 +5,7 @@ import { strengthText } from './sweep_state.js'
 
 const CRISP_FROM = 1.5
 const HINT = 'Click a picture to use its strength.'
+const USUAL = 'about 0.2'
 const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }
 
 export class SweepView {
@@ -12,13 +13,18 @@ export class SweepView {
    * @param {(picture: {filename: string, subfolder: string, type: string}) => string} address of a picture
    * @param {(cell: number) => {done: boolean, message: string}} choose called when somebody chooses a cell: whether it is now, and what
    *   to tell them
+   * @param {() => void} search called when somebody wants the least strength that is enough
    */
-  constructor(address, choose) {
+  constructor(address, choose, search) {
     this.address = address
     this.choose = choose
+    this.search = search
     // Nodes 2.0 gives the free height of the node to what is of class widget-expands
     this.root = element('div', 'uniforget-sweep widget-expands')
-    this.message = element('div', 'ufs-message', this.root, { role: 'status' })
+    const top = element('div', 'ufs-top', this.root)
+    this.message = element('div', 'ufs-message', top, { role: 'status' })
+    this.find = element('button', 'ufs-find', top, { type: 'button' })
+    this.find.addEventListener('click', () => this.findClicked())
     this.scroll = element('div', 'ufs-scroll ufh-scrolls', this.root)
     this.grid = element('div', 'ufs-grid', this.scroll, { role: 'group', 'aria-label': 'Strengths and prompts' })
     this.note = element('div', 'ufs-note', this.root)
@@ -37,14 +43,18 @@ export class SweepView {
     this.grid.style.setProperty('--ufs-columns', Math.max(1, strengths.length))
     this.heads = strengths.map((strength, column) => this.head(strength, column))
     this.cells = []
-    rows.forEach(({ prompt, seed }, row) => {
+    rows.forEach(({ prompt, seed, everyday }, row) => {
       const title = element('div', 'ufs-row', this.grid, { title: prompt })
       element('span', 'ufs-prompt', title).textContent = prompt
-      element('span', 'ufs-seed', title).textContent = `seed ${seed}`
+      element('span', 'ufs-seed', title).textContent = `seed ${seed}${everyday ? ', should stay' : ''}`
       strengths.forEach((_, column) => this.cells.push(this.cell(row * strengths.length + column)))
     })
     this.note.textContent = notes.join(' ')
-    this.tell(cells.length ? HINT : 'Run the workflow: pictures at several strengths appear here.')
+    const { found } = state
+    this.find.textContent = found === null ? 'Find my strength' : `Use ${strengthText(found)}`
+    this.find.title = found === null ? 'Searches for the least strength at which the pictures are gone' : 'Sets it in the nodes that apply this mask'
+    if (!cells.length) this.tell('Run the workflow: pictures at several strengths appear here.')
+    else this.tell(found === null ? HINT : `Gone from strength ${strengthText(found)} on. ${HINT}`)
     this.mark()
   }
 
@@ -54,20 +64,22 @@ export class SweepView {
     const { cells, strengths, rows } = this.state
     const found = rows.map((_, row) => cells[row * strengths.length + column].similarity).filter((value) => value !== null)
     if (strength !== 0 && rows.length > 1 && found.length) {
-      element('span', 'ufs-mean', head).textContent = `mean ${(found.reduce((sum, value) => sum + value, 0) / found.length).toFixed(2)}`
+      element('span', 'ufs-mean', head).textContent = `mean alike ${(found.reduce((sum, value) => sum + value, 0) / found.length).toFixed(2)}`
     }
     return head
   }
 
   cell(index) {
     const { cells, strengths, rows } = this.state
-    const { similarity } = cells[index]
+    const { similarity, word } = cells[index]
     const { prompt, seed } = rows[Math.floor(index / strengths.length)]
-    const likeness = similarity === null ? 'not measured' : similarity.toFixed(2)
+    const original = strengths[index % strengths.length] === 0
+    const measured = similarity === null ? 'not measured' : `alike ${similarity.toFixed(2)}`
+    const likeness = original ? 'original' : word || measured
     const made = element('button', 'ufs-cell', this.grid, {
       type: 'button',
-      title: `Use strength ${strengthText(strengths[index % strengths.length])}`,
-      'aria-label': `strength ${strengthText(strengths[index % strengths.length])}, ${prompt}, seed ${seed}, alike ${likeness}`
+      title: `${measured}: 1 is the same picture, ${USUAL} is usual for two that have nothing in common. Click to use this strength.`,
+      'aria-label': `strength ${strengthText(strengths[index % strengths.length])}, ${prompt}, seed ${seed}, ${original ? '' : word} ${measured}`
     })
     const frame = element('span', 'ufs-frame', made)
     const image = element('img', 'ufs-image', frame, { alt: '', draggable: 'false', loading: 'lazy', decoding: 'async' })
@@ -76,11 +88,17 @@ export class SweepView {
     const alike = element('span', 'ufs-alike', made)
     const bar = element('span', 'ufs-bar', alike)
     element('span', 'ufs-fill', bar).style.width = `${Math.max(0, similarity ?? 0) * 100}%`
-    element('span', 'ufs-value', alike).textContent = likeness
+    element('span', `ufs-value${original ? '' : ` ufs-is-${word}`}`, alike).textContent = likeness
     made.addEventListener('click', () => this.pick(index))
     if (cells[index].filename) image.src = `${this.address(cells[index])}&rand=${this.stamp}`
     else this.failed(frame, index)
     return made
+  }
+
+  findClicked() {
+    const { found, strengths } = this.state
+    if (found === null) this.search()
+    else this.pick(strengths.indexOf(found))
   }
 
   failed(frame, index) {

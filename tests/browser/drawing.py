@@ -56,5 +56,5 @@ class Drawing(Graph):
     ):
         """A Strength Sweep node."""
         inputs = {"model": (self.model, 0), "mask": mask or self.mask, "clip": (self.model, 1), "vae": (self.model, 2)}
-        values = [prompts, "", strengths, seeds, *KINDS, *SAMPLER, True, "uniforget/sweep"]
+        values = [prompts, "", "", strengths, False, seeds, *KINDS, *SAMPLER, True, "uniforget/sweep", True]
         return self.put("UniForgetSweep", values, inputs | {"latent_image": self.latent}, ["IMAGE", "IMAGE"], pos, size, **extra)

@@ -94,8 +94,9 @@ def test_every_cell_shows_its_picture_and_likeness(swept):
     assert [made["cells"][i]["similarity"] for i in (0, 3)] == [1, 1]
     assert made["cells"][5]["similarity"] < 0.9
     assert [grid.cells.nth(i).locator(".ufs-value").inner_text() for i in range(6)] == [
-        f"{c['similarity']:.2f}" for c in made["cells"]
+        "original" if i in (0, 3) else c["word"] for i, c in enumerate(made["cells"])
     ]
+    assert f"alike {made['cells'][5]['similarity']:.2f}" in grid.cells.nth(5).get_attribute("aria-label")
     for i in (0, 2, 3, 5):
         saved = Image.open(io.BytesIO(grid.editor.client.view(made["cells"][i]))).convert("RGB")
         grid.cells.nth(i).scroll_into_view_if_needed()
@@ -121,6 +122,10 @@ def test_a_click_sets_the_strength_of_the_nodes_with_the_same_mask(swept):
     box = grid.cells.nth(1).bounding_box()
     edge = editor.shot("edge").getpixel((round(box["x"] + 1), round(box["y"] + box["height"] / 2)))
     assert edge[0] > 200 and edge[2] < 120, f"the chosen cell is not marked: {edge}"
+    told = editor.page.evaluate(
+        "(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'text').element.textContent", apply
+    )
+    assert "Strength 0.5 is set. Run the workflow" in told, "what Apply says is not of the last run"
     prompt = editor.page.evaluate("app.graphToPrompt().then((p) => p.output)")
     assert prompt[str(apply)]["inputs"]["strength"] == 0.5
     grid.cells.nth(1).focus()
@@ -145,6 +150,17 @@ def test_a_node_with_a_strength_from_elsewhere_or_of_another_kind_is_named(swept
     )
     grid.cells.nth(1).click()
     assert f"({apply}) takes its strength from another node" in grid.message and strength(grid.editor, apply) == 1
+
+
+def test_the_button_finds_the_strength_and_then_sets_it(swept):
+    grid, _, apply, *_ = swept
+    button = grid.root.locator(".ufs-find")
+    assert button.inner_text() == "Find my strength"
+    found = {**grid.state(), "found": 0.5}
+    grid.page.evaluate("([id, found]) => app.graph.getNodeById(id).onExecuted({ sweep: [found] })", [grid.node, found])
+    assert button.inner_text() == "Use 0.5" and "Gone from strength 0.5 on" in grid.message
+    button.click()
+    assert strength(grid.editor, apply) == 0.5 and grid.pressed == [1]
 
 
 def test_another_run_keeps_the_choice(swept):

@@ -16,7 +16,7 @@ NODE_IDS = {
     *("UniForgetApply", "UniForgetCombine", "UniForgetCompare", "UniForgetDemoScore", "UniForgetThreshold"),
     *("UniForgetSaveSanitized", "UniForgetCompact", "UniForgetLoadCompact", "UniForgetRecover", "UniForgetReport"),
     *("UniForgetMaskMap", "UniForgetEmbeddedMask"),
-    *("UniForgetPreview", "UniForgetSweep", "UniForgetCleanLora", "UniForgetAttackCheck", "UniForgetGuard"),
+    *("UniForgetPreview", "UniForgetSweep", "UniForgetVariety", "UniForgetCleanLora", "UniForgetAttackCheck", "UniForgetGuard"),
     *("UniForgetPictureCheck", "UniForgetPromptCheck"),
 }
 FILES = {"ckpt_name", "lora_name", "mask_name", "model_name", "image"}

@@ -91,12 +91,12 @@ def test_sentences_say_what_was_found():
     known = picture.Finding(math.log(2), math.log(1.6), math.log(2.5), 0.05, 0.1)
     unknown = picture.Finding(-0.05, -0.06, 0.02, 0.05, 0.1)
     assert picture.sentence(known, None) == (
-        "The model knows this picture: it restores it 50 % better than mirrored or moved copies of it (95 % interval 38 to 60 %), "
-        "its own everyday pictures at most 10 %."
+        "Yes, the model knows this picture: it repairs it 50 % better than its mirror image or a moved copy (most likely 38 to 60 %); "
+        "up to 10 % is usual for pictures that it does not know."
     )
     both = picture.sentence(known, unknown, "picture 2")
-    assert both.startswith("The model knows picture 2: ") and "after forgetting nothing shows that it knows it: " in both
-    assert "it restores it 5 % worse than mirrored or moved copies of it (95 % interval -6 to 2 %)" in both
+    assert both.startswith("Yes, the model knows picture 2: ") and "After forgetting, no sign of it any more: " in both
+    assert "it repairs it 5 % worse than its mirror image or a moved copy (most likely -6 to 2 %)" in both
 
 
 def test_quantiles_are_those_of_students_tables():

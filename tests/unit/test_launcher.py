@@ -6,10 +6,11 @@ import json
 import socket
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from launcher import cli, demo, pack, paths, setup, verdict
+from launcher import cli, demo, pack, paths, server, setup, verdict
 from launcher.client import succeeded
 from launcher.errors import LauncherError, ServerError, WorkflowError
 from launcher.server import checked_port, free_port
@@ -249,3 +250,26 @@ def test_the_command_line():
     assert cli.parse(["comfyui", "--port", "9", "--", "--lowvram"]).rest == ["--lowvram"]
     with pytest.raises(SystemExit):
         cli.parse(["demo", "--jsn", "f"])
+
+
+def test_the_page_is_opened_as_soon_as_the_server_answers(monkeypatch):
+    opened = []
+    monkeypatch.setattr(server, "has_screen", lambda: True)
+    monkeypatch.setattr(server.webbrowser, "open", opened.append)
+    with socket.socket() as listening:
+        listening.bind((server.HOST, 0))
+        port = listening.getsockname()[1]
+        waiting = server.open_when_ready("http://page", port, timeout=30)
+        assert opened == [], "nobody listens yet"
+        listening.listen()
+        waiting.join(30)
+    assert opened == ["http://page"]
+
+
+def test_without_a_screen_no_page_is_opened(monkeypatch):
+    monkeypatch.setattr(server, "has_screen", lambda: False)
+    assert server.open_when_ready("http://page", 1) is None
+
+
+def test_a_missing_package_is_noticed():
+    assert setup.has_package(Path(sys.executable), "json") and not setup.has_package(Path(sys.executable), "no_such_package")

@@ -52,8 +52,8 @@ def everything(text):
     """A report with `text` wherever text can be."""
     rows = [(text, text)]
     return Report(
-        *(text, text, text, [text], [Pair(plain(), plain("blue"), text)], [(text, text)], {"ffn": 0.5, "all": 0.25}),
-        *(plain(), rows, rows, rows, [(text, rows)], text),
+        *(text, text, text, [text], [Pair(plain(), plain("blue"), text, text)], [(text, text)], {"ffn": 0.5, "all": 0.25}),
+        *(plain(), rows, rows, rows, [(text, rows)], text, text, [Pair(plain(), plain("blue"), text)]),
     )
 
 
@@ -133,15 +133,35 @@ def test_the_file_is_bounded():
 
 def test_shares_are_bars_as_long_as_they_say():
     text = page(Report("t", "m", shares={"ffn": 0.453, "norm": 0.0, "all": 0.0004, "attn": float("nan")}))
-    assert re.findall(r"width:([0-9.]+)%\"></b></i><span>([^<]+)</span>", text) == [
-        ("45.30", "45.3 %"), ("0.00", "0 %"), ("0.04", "less than 0.1 %"),
+    assert re.findall(r"<span>([^<]+)</span><i><b style=\"width:([0-9.]+)%\"></b></i>", text) == [
+        ("45.3 %", "45.30"), ("0 %", "0.00"), ("less than 0.1 %", "0.04"),
     ]  # fmt: skip
 
 
 def test_an_empty_report_is_a_page_all_the_same():
     text = page(Report("", ""))
     assert "<h1>What the model forgot</h1>" in text and "$" not in text
-    assert "<h2>Before and after<" not in text and "<h2>What was switched off<" not in text
+    assert "<h2>More pictures<" not in text and "<h2>What was switched off<" not in text and '<i class="light' not in text
+
+
+def test_the_first_page_has_the_prompt_one_pair_an_everyday_one_and_a_light():
+    pairs = [Pair(plain(), plain(), "first", "gone"), Pair(plain(), plain(), "second", "recognizable")]
+    text = page(Report("t", "m", "0.8", pairs=pairs, prompt="a portrait", everyday=[Pair(plain(), plain(), "usual")] * 2))
+    first, appendix = text.split("<h1>Appendix</h1>")
+    assert "a portrait" in first and "first" in first and "usual" in first and "at strength 0.8" in first
+    assert "second" not in first and "second" in appendix and "Everyday picture 2" in appendix
+    assert '<i class="light recognizable"></i><span>Still recognizable' in first and "(1 of 2 pictures)" in first
+    assert "<b>What this does not prove:</b>" in first
+
+
+def test_losses_are_told_in_words():
+    found = hard_mask()
+    rows = dict(mask_rows(replace(found, info=replace(found.info, extra={"loss_hard": "0.01", "own": "x"}))))
+    assert (
+        rows["error on everyday prompts of the mask as it is applied"] == "0.01"
+        and rows["own"] == "x"
+        and "loss_hard" not in rows
+    )
 
 
 def test_dollars_in_texts_are_no_placeholders():

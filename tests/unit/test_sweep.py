@@ -6,7 +6,7 @@ import torch
 from nodes.gridsheet import FOOT, GAP, HEADER, TITLE, grid_sheet
 from nodes.sidebyside import FRAME, LARGEST
 from uniforget.errors import SettingError
-from uniforget.report.sweep import MOST_PICTURES, parse_strengths, plan
+from uniforget.report.sweep import MOST_PICTURES, least, parse_strengths, plan
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -37,6 +37,20 @@ def test_rows_are_prompts_by_seeds():
     found = plan("a cat\n\n# a comment\na dog\na cat", "1", 2, 2**64 - 1)
     assert found.rows == (("a cat", 2**64 - 1), ("a cat", 0), ("a dog", 2**64 - 1), ("a dog", 0))
     assert found.pictures == 8
+
+
+def test_everyday_prompts_are_the_last_rows():
+    found = plan("a copy", "1", 2, 0, "a cat\na dog")
+    assert [prompt for prompt, _ in found.rows] == ["a copy"] * 2 + ["a cat"] * 2 + ["a dog"] * 2 and found.everyday == 4
+
+
+def test_the_least_strength_is_halved_down_to():
+    asked = []
+    enough = lambda strength: asked.append(strength) or strength >= 0.6  # noqa: E731
+    assert least((0.25, 0.5, 0.75, 1.0), enough) == 0.625
+    assert asked == [0.25, 0.5, 0.75, 0.625, 0.5625, 0.5938]
+    assert least((0.5, 1.0), lambda strength: False) is None
+    assert least((0.5,), lambda strength: True) == 0.0625, "below the first one, down to 0"
 
 
 def test_the_number_of_pictures_is_bounded():

@@ -114,22 +114,24 @@ def saved(gain: float) -> float:
 
 
 def sentence(before: Finding, after: Finding | None, name: str = "this picture") -> str:
-    """What was found about one picture, in one sentence (and one more about the model after forgetting)."""
+    """What was found about one picture, in words: what the model does, and what that means; after forgetting as well."""
     said = {
-        "known": f"The model knows {name}",
-        "unknown": f"Nothing shows that the model knows {name}",
-        "unclear": f"Cannot tell whether the model knows {name}",
+        "known": f"Yes, the model knows {name}",
+        "unknown": f"No sign that the model knows {name}",
+        "unclear": f"It cannot be told whether the model knows {name}",
     }
-    words = f"{said[before.verdict]}: {_figures(before)}"
+    words = f"{said[before.verdict]}: {_figures(before)}."
     if after is None:
-        return words + "."
-    still = {"known": "it still knows it", "unknown": "nothing shows that it knows it", "unclear": "it cannot be told"}
-    return f"{words}; after forgetting {still[after.verdict]}: {_figures(after)}."
+        return words
+    still = {"known": "it still knows it", "unknown": "no sign of it any more", "unclear": "it cannot be told"}
+    if before.verdict == "unknown":
+        still["unknown"] = "no sign of it either"
+    return f"{words} After forgetting, {still[after.verdict]}: {_figures(after)}."
 
 
 def _figures(f: Finding) -> str:
     gain, low, high, most = (100 * saved(v) for v in (f.gain, f.low, f.high, f.bound))
     return (
-        f"it restores it {abs(gain):.0f} % {'better' if gain >= 0 else 'worse'} than mirrored or moved copies of it "
-        f"(95 % interval {low:.0f} to {high:.0f} %), its own everyday pictures at most {most:.0f} %"
+        f"it repairs it {abs(gain):.0f} % {'better' if gain >= 0 else 'worse'} than its mirror image or a moved copy "
+        f"(most likely {low:.0f} to {high:.0f} %); up to {most:.0f} % is usual for pictures that it does not know"
     )

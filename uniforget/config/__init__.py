@@ -86,13 +86,13 @@ class Settings:
         2.0,
         f"How hard the mask is pushed to switch things off. Only used when the preset is custom: {_BETAS}.",
         span=(0.0, 100.0, 0.1),
+        advanced=True,
     )
     targets: str = setting(
         "ffn + norm",
         "Which parts of the model may be switched off: neurons (ffn), modulation channels (norm), attention heads "
         "(attn). 'ffn + norm' forgets best at the least cost.",
         choices=("ffn + norm", "ffn", "ffn + norm + attn", "norm", "attn"),
-        advanced=True,
     )
     steps: int = setting(
         400, "How long to learn. More steps give a cleaner mask and take proportionally longer.", span=(1, 20000, 1)
@@ -103,7 +103,9 @@ class Settings:
         span=(0.0001, 5.0, 0.0001),
         advanced=True,
     )
-    batch: int = setting(16, "How many pictures are compared at once. Lower it if you run out of memory.", span=(1, 256, 1))
+    batch: int = setting(
+        16, "How many pictures are compared at once. Lower it if you run out of memory.", span=(1, 256, 1), advanced=True
+    )
     sampling_steps: int = setting(
         8,
         "Sampling steps of the pictures that the model must still draw the same. More is closer to your real work and slower.",
@@ -121,7 +123,7 @@ class Settings:
     height: int = setting(
         512, "Height of the pictures used for learning. Smaller is faster and needs less memory.", span=(64, 2048, 8)
     )
-    seed: int = setting(0, "Same seed and settings on the same machine, same mask.", span=(0, 2**64 - 1, 1))
+    seed: int = setting(0, "Same seed and settings on the same machine, same mask.", span=(0, 2**64 - 1, 1), advanced=True)
     objective: str = setting(
         "stepwise",
         " ".join(["How the mask is found.", *(method.text for method in METHODS.values())]),
@@ -188,7 +190,8 @@ APPLY = table(
     Param(
         "strength",
         1.0,
-        "How much of the mask to use. 1 forgets all that the mask was made to forget, 0 leaves the model exactly as it was.",
+        "How much of the mask to use. 1 forgets all that the mask was made to forget, 0 leaves the model exactly as it was. On most models "
+        "little happens below 0.5 and most between 0.5 and 1: Strength Sweep finds the least that is enough.",
         "float",
         0.0,
         1.0,
@@ -235,7 +238,8 @@ SAMPLING = table(
 )
 
 SWEEP = table(
-    Param("prompts", "", "What to draw, one prompt a line. Each prompt makes a row of the grid.", "text"),
+    Param("prompts", "", "What the model copies, one prompt a line. Each prompt makes a row of the grid.", "text"),
+    Param("everyday", "", "Prompts that should stay as they are, one a line; rows below the others. Empty is fine.", "text"),
     Param("negative", "", "What the pictures should not show. Empty is fine.", "text"),
     Param(
         "strengths",
@@ -243,8 +247,17 @@ SWEEP = table(
         "The strengths to try, with a comma between them. Each makes a column; 0 is the original and always there.",
         "line",
     ),
+    Param(
+        "find",
+        False,
+        "On: also searches for the least strength at which the pictures of the first box are gone, and adds what it tried to the grid. "
+        "The everyday prompts show what that costs.",
+        "bool",
+    ),
     Param("seeds", 1, "How many seeds per prompt, counted up from the seed below. Each makes a row.", "int", 1, 64, 1),
 )
+
+VARIETY = Param("seeds", 4, "How many seeds to draw, counted up from the seed below.", "int", 2, 16, 1)
 
 COMBINE = table(
     Param(
@@ -316,56 +329,6 @@ RECOVER = table(
 )
 
 STRENGTH = APPLY["strength"]
-
-PICTURE_CHECK = table(
-    Param(
-        "caption",
-        "",
-        "What the picture was called in training, if you know it: one line for all pictures, or one line for each. Empty asks without words.",
-        "text",
-    ),
-    Param(
-        "noises",
-        6,
-        "How often each picture is noised and restored. More makes the interval narrower and takes longer.",
-        "int",
-        3,
-        64,
-        1,
-    ),
-    Param(
-        "baseline",
-        12,
-        "How many everyday pictures the model draws itself, to see what is usual for it. They are kept until the settings change.",
-        "int",
-        4,
-        64,
-        1,
-    ),
-    *(LEARN[name] for name in ("sampling_steps", "cfg")),
-    Param("width", 512, "Pictures are cropped and scaled to this width. Use what the model was trained at.", "int", 64, 2048, 8),
-    Param(
-        "height", 512, "Pictures are cropped and scaled to this height. Use what the model was trained at.", "int", 64, 2048, 8
-    ),
-    Param("seed", 0, "Same seed and settings on the same machine, same answer.", "int", 0, 2**64 - 1, 1),
-)
-
-PROMPT_CHECK = table(
-    Param("prompts", "", "The prompts to check, one a line.", "text"),
-    Param(
-        "seeds",
-        4,
-        "From how many noises each prompt is looked at. One already tells most; two and more also show whether all lead to the same picture.",
-        "int",
-        1,
-        32,
-        1,
-    ),
-    Param("neutral", 128, "How many bundled everyday prompts they are compared with.", "int", 8, 256, 1),
-    Param("width", 512, "Width of the pictures that the prompts would be used for.", "int", 64, 2048, 8),
-    Param("height", 512, "Height of the pictures that the prompts would be used for.", "int", 64, 2048, 8),
-    Param("seed", 0, "Same seed and settings on the same machine, same answer.", "int", 0, 2**64 - 1, 1),
-)
 
 MULTIPLE = Param(
     "multiple",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..param import Param, table
-from . import LEARN, PICTURE_CHECK
+from . import LEARN
+from .checks import PICTURE_CHECK
 
 CLEAN_LORA = table(
     Param(

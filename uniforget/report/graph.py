@@ -84,6 +84,17 @@ def made_by(prompt: Mapping[str, Any], nodes: Iterable[str]) -> list[str]:
     return lines[:LINES]
 
 
+def prompt_of(prompt: Mapping[str, Any], nodes: Iterable[str]) -> str:
+    """The text of the nearest positive prompt on the way to `nodes`; "" if none is written in the workflow."""
+    for node in upstream(prompt, nodes):
+        for other in source(prompt, node, "positive"):
+            for found in upstream(prompt, [other]):
+                text = _inputs(prompt, found).get("text")
+                if isinstance(text, str) and text.strip():
+                    return text.strip()
+    return ""
+
+
 def settings_of(prompt: Mapping[str, Any], node_id: str) -> list[tuple[str, list[tuple[str, str]]]]:
     """(title, settings) of each node that `node_id` depends on and that has settings, in the order of their work."""
     found = []

@@ -37,6 +37,22 @@ KIND_NAMES = {
     "all": "all together",
 }
 
+# The words of checks/likeness.py as sentences, from the best to the worst.
+LIGHTS = {
+    "gone": "Gone: by its looks, the picture after forgetting is no more the original than other prompts' pictures are.",
+    "traces": "Traces are left: the original can sometimes be told by the picture after forgetting.",
+    "recognizable": "Still recognizable: the original can be told by the picture after forgetting.",
+}
+# What masks note about how they were learned, in words.
+EXTRA_NAMES = {
+    "loss_soft": "error on everyday prompts while learning",
+    "loss_hard": "error on everyday prompts of the mask as it is applied",
+    "combined_a": "combined from",
+    "combined_b": "and from",
+    "combined_weight": "weight of the second one",
+    "selected": "only these parts",
+}
+
 Rows = Sequence[tuple[str, str]]
 
 
@@ -52,11 +68,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pair:
-    """The same picture before and after forgetting, and a line below it."""
+    """The same picture before and after forgetting, a line below it, and how much of the original is left: one of LIGHTS, or ""."""
 
     original: Picture
     forgotten: Picture
     caption: str = ""
+    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,9 @@ class Report:
         title, made: heading, and the line below it (when it was made).
         strength: in words, e.g. "0.8"; "" when nobody knows.
         cautions: what a reader has to know before believing the rest.
-        pairs: at most PAIRS are shown; the report says how many are not.
+        prompt: what was drawn.
+        pairs: at most PAIRS are shown, the first one on the first page; the report says how many are not.
+        everyday: pairs of a prompt that has nothing to do with it. The first one is on the first page.
         texts: (heading, text) of figures and notes from elsewhere.
         shares: kind -> share switched off, as :meth:`GateMask.sparsity` gives it.
         picture_of_mask: where the mask bites.
@@ -89,6 +108,8 @@ class Report:
     versions: Rows = ()
     settings: Sequence[tuple[str, Rows]] = ()
     workflow: str = ""
+    prompt: str = ""
+    everyday: Sequence[Pair] = ()
 
 
 def embed(image: Image.Image, longest: int = LONGEST, most: int = PICTURE_BYTES) -> Picture:
@@ -118,30 +139,50 @@ def embed(image: Image.Image, longest: int = LONGEST, most: int = PICTURE_BYTES)
 
 
 def page(report: Report) -> str:
-    """The whole HTML document."""
-    sections = [
-        _pairs(report),
+    """The whole HTML document: one page for people first, and an appendix."""
+    appendix = [
+        _more_pairs(report),
         _texts(report.texts),
         _mask(report),
         _section("Model", _table(report.model)),
         _reproduce(report),
     ]
-    strength = f" at strength {safe(report.strength, most=VALUE)}" if report.strength else ""
-    lead = (
-        "A text-to-image model keeps some of its training pictures by heart. UniForget switches off the parts of the model that only such "
-        f"pictures need; it learned which from neutral prompts, and was never told what to forget. Below is what that changed{strength}."
-    )
+    inside = "\n".join(filter(None, appendix))
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=_text(report.title.strip() or "What the model forgot", TITLE),
         made=_text(report.made),
-        lead=html.escape(lead),
         cautions="\n".join(f'<p class="card careful">{_text(line)}</p>' for line in report.cautions[:ROWS]),
-        sections="\n".join(filter(None, sections)),
-        footer=(
-            "Made with UniForget. This file is complete: it loads nothing, runs nothing and can be printed. It shows what was measured and seen; "
-            "it is no legal opinion, and no proof that a picture cannot come back."
-        ),
+        first=_first_page(report),
+        appendix=f'<div class="appendix"><h1>Appendix</h1>{inside}</div>',
+        footer="Made with UniForget. This file is complete: it loads nothing, runs nothing and can be printed.",
     )
+
+
+def _first_page(report: Report) -> str:
+    words = [pair.word for pair in report.pairs if pair.word in LIGHTS]
+    parts = []
+    if words:
+        worst = max(words, key=list(LIGHTS).index)
+        count = f" ({sum(word == worst for word in words)} of {len(words)} pictures)" if len(words) > 1 else ""
+        parts.append(f'<p class="verdict"><i class="light {worst}"></i><span>{LIGHTS[worst]}{count}</span></p>')
+    if report.prompt:
+        parts.append(f'<p class="prompt">Prompt: <q>{_text(report.prompt)}</q></p>')
+    if report.pairs:
+        parts.append(f'<div class="pairs">{_pair(report.pairs[0], report.strength, "Picture 1")}</div>')
+    if report.everyday:
+        parts.append("<p>For comparison, an everyday picture of the same model. It should look alike, or as good:</p>")
+        parts.append(f'<div class="pairs">{_pair(report.everyday[0], report.strength, "Everyday picture")}</div>')
+    lead = (
+        "A text-to-image model keeps some of its training pictures by heart. UniForget switches off the parts of the model that only such "
+        "pictures need; it learned which from everyday prompts, and was never told what to forget."
+    )
+    if report.strength:
+        lead += f" The mask was applied at strength {_text(report.strength)}."
+    proof = (
+        "What this does not prove: that no words, seed or effort ever bring the picture back, or that other pictures are forgotten as well. "
+        "It shows what was measured and seen, and is no legal opinion."
+    )
+    return "\n".join([*parts, f'<p class="lead">{lead}</p>', f'<p class="lead"><b>{proof[:25]}</b>{proof[25:]}</p>'])
 
 
 def comparable(value: float) -> str:
@@ -167,7 +208,7 @@ def mask_rows(mask: Any, file_hash: str = "") -> list[tuple[str, str]]:
         ("neutral prompts (hash)", info.prompts_hash),
         ("learned on", " ".join(filter(None, (info.base_name, f"(family {info.family})")))),
         ("made by UniForget", info.version),
-        *((str(name), value) for name, value in extra.items()),
+        *((EXTRA_NAMES.get(str(name), str(name)), value) for name, value in extra.items()),
     ]
     return [(name, value) for name, value in rows if value]
 
@@ -203,19 +244,24 @@ def _image(picture: Picture, label: str, kind: str = "") -> str:
     return f'<img{marked} src="{picture.address}" alt="{_text(label, TITLE)}" {size}>'
 
 
-def _pairs(report: Report) -> str:
-    after = f"forgotten, strength {report.strength}" if report.strength else "forgotten"
-    cards = []
-    for i, pair in enumerate(report.pairs[:PAIRS], 1):
-        sides = "".join(
-            f'<figure><p class="side">{_text(label, TITLE)}</p>{_image(picture, f"Picture {i}, {label}")}</figure>'
-            for label, picture in (("original", pair.original), (after, pair.forgotten))
-        )
-        below = f"<figcaption>{_text(pair.caption)}</figcaption>" if pair.caption else ""
-        cards.append(f'<figure class="card pair"><div>{sides}</div>{below}</figure>')
-    more = len(report.pairs) - PAIRS
-    note = f'<p class="dim">{more} more pairs are not in this file.</p>' if more > 0 else ""
-    return _section("Before and after", f'<div class="pairs">{"".join(cards)}</div>{note}' if cards else "")
+def _pair(pair: Pair, strength: str, name: str) -> str:
+    after = f"after forgetting, strength {strength}" if strength else "after forgetting"
+    sides = "".join(
+        f'<figure><p class="side">{_text(label, TITLE)}</p>{_image(picture, f"{name}, {label}")}</figure>'
+        for label, picture in (("before", pair.original), (after, pair.forgotten))
+    )
+    light = f'<i class="light {pair.word}"></i> ' if pair.word in LIGHTS else ""
+    below = f"<figcaption>{light}{_text(pair.caption)}</figcaption>" if pair.caption else ""
+    return f'<figure class="card pair"><div>{sides}</div>{below}</figure>'
+
+
+def _more_pairs(report: Report) -> str:
+    more = [(f"Picture {i}", pair) for i, pair in enumerate(report.pairs[:PAIRS], 1)][1:]
+    more += [(f"Everyday picture {i}", pair) for i, pair in enumerate(report.everyday[:PAIRS], 1)][1:]
+    left_out = max(0, len(report.pairs) - PAIRS) + max(0, len(report.everyday) - PAIRS)
+    note = f'<p class="dim">{left_out} more pairs are not in this file.</p>' if left_out else ""
+    cards = "".join(_pair(pair, report.strength, name) for name, pair in more)
+    return _section("More pictures", f'<div class="pairs">{cards}</div>{note}' if more else "")
 
 
 def _texts(texts: Sequence[tuple[str, str]]) -> str:
@@ -238,7 +284,7 @@ def _mask(report: Report) -> str:
         if share is not None and math.isfinite(share):
             width = 100 * min(max(share, 0.0), 1.0)
             bars.append(
-                f'<span>{KIND_NAMES[kind]}</span><i><b style="width:{width:.2f}%"></b></i><span>{comparable(width / 100)}</span>'
+                f'<span>{KIND_NAMES[kind]}</span><span>{comparable(width / 100)}</span><i><b style="width:{width:.2f}%"></b></i>'
             )
     inside = f'<div class="card"><p class="side">Share switched off</p><div class="bars">{"".join(bars)}</div>' if bars else ""
     if report.picture_of_mask:

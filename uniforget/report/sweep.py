@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..config import APPLY, SWEEP
@@ -20,17 +21,19 @@ class Plan:
     Attributes:
         rows: ``(prompt, seed)``, all seeds of a prompt together.
         strengths: ascending; the first one is 0, the original.
+        everyday: how many of the rows, the last ones, are of prompts that should stay as they are.
     """
 
     rows: tuple[tuple[str, int], ...]
     strengths: tuple[float, ...]
+    everyday: int = 0
 
     @property
     def pictures(self) -> int:
         return len(self.rows) * len(self.strengths)
 
 
-def plan(prompts: str, strengths: str, seeds: int, seed: int) -> Plan:
+def plan(prompts: str, strengths: str, seeds: int, seed: int, everyday: str = "") -> Plan:
     """The grid that these settings ask for. Seeds count up from `seed`.
 
     Raises:
@@ -39,11 +42,12 @@ def plan(prompts: str, strengths: str, seeds: int, seed: int) -> Plan:
     """
     seeds = SWEEP["seeds"].check(seeds)
     columns = parse_strengths(strengths)
-    texts = parse_prompts(SWEEP["prompts"].check(prompts))
+    texts, usual = (parse_prompts(SWEEP[name].check(text)) for name, text in (("prompts", prompts), ("everyday", everyday)))
     if not texts:
         raise SettingError("Setting 'prompts': expected at least one prompt; found none. Write one prompt a line.")
+    texts += usual
     rows = tuple((text, (seed + i) % SEEDS) for text in texts for i in range(seeds))
-    found = Plan(rows, columns)
+    found = Plan(rows, columns, len(usual) * seeds)
     if found.pictures > MOST_PICTURES:
         raise SettingError(
             f"The sweep would be {len(texts)} prompts x {seeds} seeds x {len(columns)} strengths = {found.pictures} pictures; at most "
@@ -74,3 +78,26 @@ def parse_strengths(text: str) -> tuple[float, ...]:
                 f"found {short!r}. Write decimals with a point."
             ) from None
     return tuple(sorted(found))
+
+
+HALVINGS = 3  # of the step between two strengths of the grid
+
+
+def least(strengths: Iterable[float], enough: Callable[[float], bool], halvings: int = HALVINGS) -> float | None:
+    """The least strength that is enough, between two of the given ones found by halving; None if none of them is.
+
+    Args:
+        strengths: ascending, the first one is not enough.
+        enough: asked once for each strength that is looked at, up to `halvings` times for one that is not in the list.
+    """
+    low = 0.0
+    for high in strengths:
+        if enough(high):
+            break
+        low = high
+    else:
+        return None
+    for _ in range(halvings):
+        middle = round((low + high) / 2, 4)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -134,6 +134,19 @@ def test_a_checkpoint_that_the_workflow_invents_is_not_read(demo, monkeypatch):
     assert "SHA-256 of the file" not in text
 
 
+def test_the_prompt_and_an_everyday_pair_are_on_the_first_page(demo, monkeypatch):
+    prompt = prompt_of()
+    prompt["4"] = {"class_type": "CLIPTextEncode", "inputs": {"text": "a portrait & a hat"}}
+    prompt["3"]["inputs"]["positive"] = ["4", 0]
+    prompt["9"]["inputs"]["original"] = ["3", 0]
+    everyday = {"everyday_original": torch.zeros(1, 8, 8, 3), "everyday_forgotten": torch.zeros(1, 8, 8, 3)}
+    _, text, _ = make(monkeypatch, demo.model, demo.mask(), prompt, hash_model=False, **everyday)
+    first = text.split("<h1>Appendix</h1>")[0]
+    assert html.escape("a portrait & a hat") in first and "alike 1.00" in first and '<i class="light gone">' in first
+    with pytest.raises(SettingError, match="or neither"):
+        make(monkeypatch, demo.model, demo.mask(), everyday_original=torch.zeros(1, 8, 8, 3))
+
+
 @pytest.mark.parametrize("shape", [(0, 8, 8, 3), (8, 8, 3), (1, 0, 8, 3)])
 def test_no_pictures_are_refused(demo, monkeypatch, shape):
     with pytest.raises(SettingError, match="at least one picture in 'original'"):

@@ -6,8 +6,9 @@ import comfy.model_management
 import comfy.sample
 import pytest
 import torch
+from uniforget_pack.nodes import sweep as node
 from uniforget_pack.nodes.sweep import StrengthSweep
-from uniforget_pack.uniforget.checks.similarity import correlation
+from uniforget_pack.uniforget.checks.likeness import likeness as alike
 from uniforget_pack.uniforget.errors import PromptFileError, SettingError
 from uniforget_pack.uniforget.hosts.comfy import sample as comfy_sampling
 from uniforget_pack.uniforget.hosts.comfy.apply import apply_mask
@@ -39,9 +40,16 @@ def run(demo, mask=None, latent=None, **changes):
     """Runs the node: ``(sheet, pictures, ui)``."""
     kinds = {"strength_ffn": 1.0, "strength_norm": 1.0, "strength_attn": 1.0}
     sampler = {"seed": 5, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-    values = {"prompts": f"{CAT}\n{BRICKS}\n", "negative": "", "strengths": "0, 0.5, 1", "seeds": 1, "save": False}
+    values = {
+        "prompts": f"{CAT}\n{BRICKS}\n",
+        "everyday": "",
+        "negative": "",
+        "strengths": "0, 0.5, 1",
+        "find": False,
+        "seeds": 1,
+    }
     latent = latent or {"samples": torch.zeros(1, 16, 12, 12)}
-    values |= {**kinds, **sampler, "filename_prefix": "uniforget/sweep", **changes}
+    values |= {**kinds, **sampler, "save": False, "filename_prefix": "uniforget/sweep", **changes}
     out = StrengthSweep.execute(demo.model, mask or demo.mask(), demo.clip, demo.vae, latent, **values)
     return *out.args, out.ui
 
@@ -55,8 +63,9 @@ def test_the_grid_is_what_the_stock_sampler_draws_row_by_row(demo, sampled):
     assert sorted(sampled) == sorted([(False, 5), (False, 6)] * 2 + [(True, 5), (True, 6)] * 4), "the original once per row"
     [grid] = ui["sweep"]
     assert grid["strengths"] == [0.0, 0.5, 1.0]
-    assert grid["rows"] == [{"prompt": p, "seed": s} for p in (CAT, BRICKS) for s in ("5", "6")]
-    assert len(grid["cells"]) == 12 and all(set(c) == {"filename", "subfolder", "type", "similarity"} for c in grid["cells"])
+    assert grid["rows"] == [{"prompt": p, "seed": s, "everyday": False} for p in (CAT, BRICKS) for s in ("5", "6")]
+    keys = {"filename", "subfolder", "type", "similarity", "word"}
+    assert len(grid["cells"]) == 12 and all(set(c) == keys for c in grid["cells"])
     assert json.loads(json.dumps(grid)) == grid
     for row, column in ((0, 0), (1, 1), (2, 2), (3, 1)):
         model = apply_mask(demo.model, mask, grid["strengths"][column])
@@ -72,7 +81,25 @@ def test_likeness_is_one_for_the_original_and_falls_with_the_strength(demo):
     likeness = torch.tensor([cell["similarity"] for cell in ui["sweep"][0]["cells"]]).reshape(2, 3)
     assert (likeness[:, 0] == 1).all()
     assert (likeness[:, 1] < 1).all() and (likeness[:, 2] < likeness[:, 1]).all()
-    assert likeness[1, 2] == pytest.approx(float(correlation(pictures[5:6], pictures[3:4])[0]))
+    assert likeness[1, 2] == pytest.approx(alike(pictures[5:6], pictures[3:4])[0])
+
+
+def test_the_least_strength_is_found_beside_the_everyday_prompts(demo, monkeypatch):
+    # A few steps of a small model with a random mask: what is left is not what this is about.
+    monkeypatch.setattr(node, "word", lambda value: "gone" if value < 0.999 else "recognizable")
+    _, pictures, ui = run(demo, demo.mask(share=0.3), prompts=CAT, everyday=BRICKS, strengths="0, 1", find=True)
+    [grid] = ui["sweep"]
+    assert [row["everyday"] for row in grid["rows"]] == [False, True]
+    assert len(grid["strengths"]) == 5 and len(pictures) == 10, "three more columns"
+    assert [cell["word"] for cell in grid["cells"][5:]] == [""] * 5, "no word for what should stay"
+    words = [cell["word"] for cell in grid["cells"][:5]]
+    assert words == [node.word(cell["similarity"]) for cell in grid["cells"][:5]] and words[0] == "recognizable"
+    assert grid["found"] is not None and words[grid["strengths"].index(grid["found"])] == "gone"
+
+
+def test_what_no_strength_takes_away_is_told(demo):
+    *_, ui = run(demo, demo.mask(share=0.01), prompts=CAT, strengths="0.01", find=True)
+    assert ui["sweep"][0]["found"] is None and "Not gone even at strength 0.01" in ui["sweep"][0]["notes"][-1]
 
 
 def test_another_mask_does_not_draw_the_originals_again(demo, sampled):
@@ -116,7 +143,9 @@ def test_saved_files_and_the_random_state(demo):
     state = torch.get_rng_state()
     *_, ui = run(demo, save=True, filename_prefix="uniforget/swept")
     assert torch.equal(torch.get_rng_state(), state)
-    assert ui["sheet"][0]["filename"].startswith("swept_sheet") and ui["sweep"][0]["cells"][0]["type"] == "output"
+    assert ui["sheet"][0]["filename"].startswith("swept_sheet") and ui["sweep"][0]["cells"][0]["type"] == "temp"
+    *_, ui = run(demo, save=True, save_cells=True, filename_prefix="uniforget/swept")
+    assert ui["sweep"][0]["cells"][0]["type"] == "output"
 
 
 def test_interrupting_in_the_middle(demo, sampled, monkeypatch):
