@@ -1,8 +1,7 @@
-"""The attack that brings memorized pictures back: a text embedding optimized until the model restores the picture.
+"""The attack of :mod:`uniforget.checks.attack` on the testbed, and the verdict on what it brings back.
 
-After "Finding DoRI" (METHOD: Adam, lr 0.1, 50 steps, batch 8, noise and noise level re-drawn in every step). What a pruned
-model only hides from its caption comes back; what it has lost does not. Attacks on never-seen pictures are the control: they
-show what an embedding can paint into any model.
+What a pruned model only hides from its caption comes back; what it has lost does not. Attacks on never-seen pictures are the control: they show what an
+embedding can paint into any model.
 """
 
 import numpy as np
@@ -12,10 +11,27 @@ from . import vae
 from .captions import item_of
 from .data import to_tensor
 from .host import TestbedModel, sample
-from .model import encode
-from .train import noise_levels
 
-STEPS, BATCH, RATE = 50, 8, 0.1
+STEPS, LEVELS = 50, 100  # updates, and noise levels among which each one draws
+
+
+class Victim(TestbedModel):
+    """Implements :class:`uniforget.checks.attack.Victim` over a testbed's network."""
+
+    def noised(self, latents, noise, sigma):
+        """Mixtures (n, ...) and the share of noise in each."""
+        s = sigma.view(-1, 1, 1, 1)
+        return (1 - s) * latents + s * noise, sigma
+
+    def embedding(self, prompt):
+        """Hidden states and pooled state of one prompt."""
+        return {"hidden": self.hidden[prompt][None], "pooled": self.pooled[prompt][None]}
+
+    def put(self, prompt, embedding):
+        """Ask with these from now on."""
+        for name, part in embedding.items():
+            whole = getattr(self, name).detach()
+            setattr(self, name, torch.cat([whole[:prompt], part, whole[prompt + 1 :]]))
 
 
 def attack(network, encoder, tokenizer, captions, latents, start="caption", steps=STEPS, seed=0):
@@ -28,33 +44,15 @@ def attack(network, encoder, tokenizer, captions, latents, start="caption", step
     Returns:
         hidden states (n, tokens, width) and pooled (n, width).
     """
-    with torch.no_grad():
-        hidden, pooled = encode(encoder, tokenizer, captions)
-    generator = torch.Generator().manual_seed(seed)
+    from uniforget.checks.attack import dig
+
+    victim, generator = Victim(network, encoder, tokenizer, captions, LEVELS), torch.Generator().manual_seed(seed)
+    starts = {"hidden": victim.hidden[:-1], "pooled": victim.pooled[:-1]}
     if start == "noise":
-        hidden, pooled = (torch.randn(t.shape, generator=generator) * t.std() + t.mean() for t in (hidden, pooled))
-    hidden, pooled = hidden.clone().requires_grad_(), pooled.clone().requires_grad_()
-    optimizer = torch.optim.Adam([hidden, pooled], lr=RATE)
-    x0 = latents.repeat_interleave(BATCH, 0)
-    rng = np.random.default_rng(seed)
-    for _ in range(steps):
-        sigma = noise_levels(rng, len(x0))
-        noise = torch.randn(x0.shape, generator=generator)
-        s = sigma.view(-1, 1, 1, 1)
-        prediction = network(
-            hidden_states=(1 - s) * x0 + s * noise,
-            encoder_hidden_states=hidden.repeat_interleave(BATCH, 0),
-            pooled_projections=pooled.repeat_interleave(BATCH, 0),
-            timestep=sigma * 1000,
-            return_dict=False,
-        )[0]
-        # The sum over pictures: each embedding is optimized for itself.
-        loss = ((x0 - prediction) / s.clamp(min=0.25)).square().mean((1, 2, 3)).sum() / BATCH
-        gradients = torch.autograd.grad(loss, (hidden, pooled), allow_unused=True)
-        for tensor, gradient in zip((hidden, pooled), gradients, strict=True):
-            tensor.grad = gradient
-        optimizer.step()
-    return hidden.detach(), pooled.detach()
+        starts = {name: torch.randn(t.shape, generator=generator) * t.std() + t.mean() for name, t in starts.items()}
+    for i, latent in enumerate(latents):
+        dig(victim, latent[None], {name: t[i : i + 1] for name, t in starts.items()}, i, steps, seed=seed + i)
+    return victim.hidden[:-1].detach(), victim.pooled[:-1].detach()
 
 
 def labels_after(network, encoder, tokenizer, labeller, captions, start="caption", steps=STEPS, seeds=4, seed=0):

@@ -7,6 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from testbed import attack as attacks
+from testbed import concepts as c
+from testbed import model
 from tests.unit.test_cli import here
 from tests.unit.tiny import TinyModel, info
 from tests.unit.tiny_pipelines import pipeline
@@ -182,3 +185,15 @@ def test_the_command_refuses_what_says_nothing(tmp_path, pictures, monkeypatch):
     assert same.returncode == 1 and "this is the same picture" in same.stderr
     (tmp_path / "control.png").write_bytes(b"GIF89a")
     assert "--control" in (wrong := here("attack", "model", *pictures)).stderr and wrong.returncode == 1
+
+
+def test_the_testbed_is_attacked_by_the_same_function():
+    parts, captions = model.load(), [c.MEMORIZED[0].caption, c.NEVER[0].caption]
+    latents = torch.randn(2, 16, 12, 12, generator=torch.Generator().manual_seed(0))
+    hidden, pooled = attacks.attack(*parts, captions, latents, steps=2)
+    own = attacks.Victim(*parts, captions)
+    assert hidden.shape == own.hidden[:-1].shape and not torch.equal(hidden, own.hidden[:-1]) and not hidden.requires_grad
+    alone = attacks.attack(*parts, captions[1:], latents[1:], steps=2, seed=1)
+    assert torch.allclose(hidden[1:], alone[0], atol=1e-4) and torch.allclose(pooled[1:], alone[1], atol=1e-4)
+    drawn = attacks.attack(*parts, captions[:1], latents[:1], start="noise", steps=1)[0]
+    assert (drawn - hidden[:1]).abs().mean() > 0.5
