@@ -24,6 +24,8 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 
+from tests.unit import diffusers_zoo_newer as newer
+
 BATCH, TOKENS, SIZE = 2, 5, 8  # SIZE: of latents
 PIXART_SIZE = 40  # ComfyUI counts PixArt's positions in units of 64
 
@@ -179,7 +181,12 @@ VARIANTS = {
     ),
     "wan21_t2v_14b": Variant("wan", _WAN, None, {}),
     "wan21_i2v_14b": Variant("wan", _WAN, None, {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}),
+    "wan22_ti2v_5b": Variant(
+        "wan", _WAN, None,
+        {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48},
+    ),
 }  # fmt: skip
+VARIANTS |= {name: Variant(*entry) for name, entry in newer.VARIANTS.items()}
 SMALL = tuple(name for name, variant in VARIANTS.items() if variant.small is not None)
 
 
@@ -200,7 +207,10 @@ def small(name, seed=0):
                 parameter.copy_(0.08 * noise)
             else:
                 parameter.copy_(0.1 * noise + (1 if key.endswith("weight") else 0))
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    for module in model.modules():
+        module.training = hasattr(module, "moe_infer")  # as learning does it
+    return model
 
 
 def _grid(columns, axes):
@@ -308,12 +318,16 @@ def inputs(name, model, seed=1):
     """Keyword arguments of the small model's forward, for a batch of two different latents, prompts and timesteps."""
     generator = torch.Generator().manual_seed(seed)
     family = VARIANTS[name].family
+    if family in newer.INPUTS:
+        draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+        return newer.INPUTS[family](model.config, draw, BATCH, SIZE, TOKENS)
     return _INPUTS[family](model.config, lambda *shape: torch.randn(*shape, generator=generator), family)
 
 
 def forward(name, model, given=None):
     """The small model's output (batch first), for `given` or its :func:`inputs`."""
-    out = model(**(given or inputs(name, model)), return_dict=False)[0]
+    out = model(**(given or inputs(name, model)), return_dict=False)
+    out = out if torch.is_tensor(out) else out[0]  # Kandinsky's class gives no tuple
     return torch.stack(out) if isinstance(out, list) else out
 
 
@@ -326,7 +340,7 @@ def predict(name, model, given=None):
 # What diffusers' classes say about where gates belong, without a look at our tables.
 
 # Families whose blocks compute their own modulation: gates on its rows. The others have them on their norms' channels.
-_ROWS = ("sd3", "flux", "qwen_image", "auraflow")
+_ROWS = ("sd3", "flux", "qwen_image", "auraflow", "hunyuan_image")
 _BLOCK = re.compile(r"(?:\w*_blocks|mid_block|blocks|layers|noise_refiner|context_refiner)\..*")
 _OTHER_NORMS = re.compile(r".*\.(?:norm_(?:added_)?[qk]|skip_norm)")
 
@@ -342,6 +356,9 @@ class Spot:
 
 def outline(name, model):
     """Kind -> where its gates belong."""
+    if VARIANTS[name].family in newer.OUTLINES:
+        found = newer.outline(VARIANTS[name].family, model)
+        return {kind: [Spot(*spot) for spot in spots] for kind, spots in found.items()}
     family, modules = VARIANTS[name].family, {k: m for k, m in model.named_modules() if _BLOCK.fullmatch(k)}
     out = {"ffn": [], "norm": [], "attn": []}
     # The last text is only read by the attention beside it.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.unit import diffusers_zoo as zoo
+from tests.unit.diffusers_zoo_newer import heads
 from uniforget.errors import FamilyError, UniForgetError
 from uniforget.hosts.diffusers.apply import find_modules, fold_
 from uniforget.mask.gates import gated
@@ -71,18 +72,17 @@ def test_a_linear_under_another_name_is_noticed(loaded):
 
 
 def test_a_head_is_as_wide_as_the_modules_head(loaded):
-    attentions = {path: module for path, module in loaded.modules.items() if hasattr(module, "heads")}
+    attentions = {path: module for path, module in loaded.modules.items() if heads(module)}
     for site in (s for s in loaded.sites if s.kind == "attn"):
         [place] = site.places
         parent = place.path.rpartition(".")[0]
         owner = next(
             attentions[path] for path in (parent, parent.removesuffix(".to_out"), f"{parent}.attn") if path in attentions
         )
-        assert (place.axis, place.start, site.units) == ("in", 0, owner.heads)
+        assert (place.axis, place.start, site.units) == ("in", 0, heads(owner))
         # what the module itself multiplies queries and keys in
-        assert (
-            place.width * owner.heads == (owner.to_qkv_mlp_proj if hasattr(owner, "to_qkv_mlp_proj") else owner.to_q).in_features
-        )
+        queries = next(m for n in ("to_qkv_mlp_proj", "to_q", "to_query") if (m := getattr(owner, n, None)) is not None)
+        assert place.width * heads(owner) == queries.in_features
 
 
 @pytest.mark.parametrize("kinds", [*((kind,) for kind in KINDS), KINDS], ids="+".join)

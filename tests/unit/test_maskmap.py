@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.unit import diffusers_zoo as zoo
+from tests.unit import shapes
 from tests.unit.masks import INFO
 from uniforget.errors import FamilyError, MaskError, SettingError
 from uniforget.mask.info import GateMask, MaskInfo
@@ -150,12 +151,23 @@ REAL = (
     "z_image",
     "pixart_sigma",
     "hunyuandit",
+    "krea2",
+    "lens",
+    "omnigen2",
+    "hidream_i1",
 )
+
+
+def weights(name):
+    """Weight name -> shape of a published model."""
+    return (
+        shapes.kept()[name] if name in shapes.kept() else {key: tuple(p.shape) for key, p in zoo.real(name).state_dict().items()}
+    )
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_models_have_every_gate_on_the_map(name):
-    entry, sites = find_sites({key: tuple(p.shape) for key, p in zoo.real(name).state_dict().items()})
+    entry, sites = find_sites(weights(name))
     made = GateMask({s.name: torch.ones(s.units) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(entry.name, ""))
     cells = mask_table(made)
     for kind in ("ffn", "norm", "attn"):
@@ -175,8 +187,8 @@ def test_real_models_have_every_gate_on_the_map(name):
 
 @pytest.mark.parametrize("entry", FAMILIES, ids=lambda f: f.name)
 def test_every_stream_of_a_family_names_some_of_its_layers(entry):
-    names = {v: k for k, v in {key: value["family"] for key, value in sizes().items()}.items()}
-    _, sites = find_sites({key: tuple(p.shape) for key, p in zoo.real(names[entry.name]).state_dict().items()})
+    built = (*shapes.kept(), *zoo.VARIANTS)
+    _, sites = find_sites(weights(next(name for name in built if sizes()[name]["family"] == entry.name)))
     made = GateMask({s.name: torch.ones(1) for s in sites}, {s.name: s.kind for s in sites}, MaskInfo(entry.name, ""))
     assert {cell.stream for cell in mask_table(made)} - {""} == {stream.label for stream in entry.streams}
 

@@ -29,6 +29,11 @@ _MAKERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(.*_mlp|.*\.ffn)\.2", (r"\1.0",)),
     (r"(.*)\.linear2", (r"\1.linear1",)),
     (r"(.*)\.w2", (r"\1.w1", r"\1.w3")),
+    (r"(.*\.mlp)\.layer2", (r"\1.layer1",)),
+    (r"(.*\.mlp)\.down", (r"\1.gate", r"\1.up")),
+    (r"(.*\.mlp)\.linear_fc2", (r"\1.gate_proj", r"\1.up_proj")),
+    (r"(.*\.feed_forward)\.out_layer", (r"\1.in_layer",)),
+    (r"(.*\.feed_forward)\.linear_2", (r"\1.linear_1", r"\1.linear_3")),
     (r"(.*)\.c_proj", (r"\1.c_fc1", r"\1.c_fc2")),
     (r"(.*)\.to_out\.0", (r"\1.to_q", r"\1.to_k", r"\1.to_v")),
 )

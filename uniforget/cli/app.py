@@ -67,7 +67,7 @@ def families(as_json: Json = False) -> None:
             "name": family.name,
             "title": family.title,
             "kinds": list(dict.fromkeys(rule.kind for rule in family.rules if rule.kind)),
-            "hosts": ["comfyui", "diffusers"],
+            "hosts": family.hosts,
             "variants": [{"name": name, **entry} for name, entry in sizes().items() if entry["family"] == family.name],
         }
         for family in FAMILIES

@@ -64,7 +64,7 @@ def detect(shapes: Shapes) -> tuple[Family, Naming | None]:
 def unsupported(shapes: Shapes) -> Unsupported | None:
     """What these weights are of, if it is something that no mask fits."""
     text = "\n".join(shapes)
-    return next((s for s in UNSUPPORTED if _line(s.key).search(text)), None)
+    return next((s for s in UNSUPPORTED if _present(text, shapes, Key(s.key, s.ndim))), None)
 
 
 def _member(entry: Family, naming: Naming | None, shapes: Shapes) -> Family:

@@ -18,6 +18,7 @@ from uniforget_pack.uniforget.mask.info import GateMask, MaskInfo
 from uniforget_pack.uniforget.model.families.schema import KINDS
 from uniforget_pack.uniforget.model.sites import find_sites
 
+from tests.comfyui.inside import converters_newer as newer
 from tests.comfyui.inside import zoo
 from tests.unit import diffusers_zoo
 
@@ -157,6 +158,7 @@ def wan(config, state):
 CONVERTERS = {
     **dict.fromkeys(("sd1", "sd2", "sdxl"), unet),
     **{f.__name__: f for f in (sd3, flux, flux2, chroma, pixart, hunyuandit, lumina2, z_image, qwen_image, auraflow, wan)},
+    **newer.CONVERTERS,
 }
 
 
@@ -218,11 +220,14 @@ def run_qwen_image(network, model, given):
     return rearrange(out, "b c 1 (h ph) (w pw) -> b (h w) (c ph pw)", **form)
 
 
+# How far the same weights may predict apart, where it is more than in the other families: diffusers rounds Kandinsky's positions to bf16.
+APART = {"kandinsky5": 1e-3}
 RUNS = {
     **dict.fromkeys(("sd1", "sd2", "sdxl"), run_unet),
     **dict.fromkeys(("flux", "flux2", "chroma"), run_tokens),
     **dict.fromkeys(("sd3", "auraflow", "wan"), run_picture),
     **{f.__name__.removeprefix("run_"): f for f in (run_pixart, run_hunyuandit, run_lumina2, run_z_image, run_qwen_image)},
+    **newer.RUNS,
 }
 
 
@@ -249,6 +254,8 @@ class Pair:
         theirs = diffusers_zoo.predict(self.name, self.model, given)
         if self.family in ("pixart", "hunyuandit"):
             theirs = theirs[:, : ours.shape[1]]  # ComfyUI leaves out the predicted variance
+        if self.family == "ideogram4":
+            theirs = theirs[:, -ours.shape[1] :]  # ComfyUI leaves out the text
         assert ours.shape == theirs.shape
         return ours, theirs
 
@@ -263,11 +270,11 @@ def shapes(state):
     return {k: tuple(v.shape) for k, v in state.items()}
 
 
-@pytest.mark.parametrize("name", diffusers_zoo.SMALL)
+@pytest.mark.parametrize("name", [name for name in diffusers_zoo.SMALL if name in zoo.ARCHITECTURES])
 def test_one_mask_serves_both(name, monkeypatch):
     pair = Pair(name, monkeypatch)
-    before = pair.predictions()
-    assert before[0].std() > 0.05 and (before[0] - before[1]).abs().max() < 1e-4 * max(1, before[0].abs().max()), (
+    before, apart = pair.predictions(), APART.get(pair.family, 1e-4)
+    assert before[0].std() > 0.05 and (before[0] - before[1]).abs().max() < apart * max(1, before[0].abs().max()), (
         "translated weights must predict the same, or the translation proves nothing"
     )
     family, ours = find_sites(shapes(pair.state))
@@ -290,6 +297,6 @@ def test_one_mask_serves_both(name, monkeypatch):
         pair.network.load_state_dict(here)
         after = pair.predictions()
         assert (after[0] - before[0]).abs().max() > 1e-2
-        assert (after[0] - after[1]).abs().max() < 1e-4 * max(1, after[0].abs().max())
+        assert (after[0] - after[1]).abs().max() < apart * max(1, after[0].abs().max())
         pair.network.load_state_dict(pair.state)
         pair.model.load_state_dict(translated)

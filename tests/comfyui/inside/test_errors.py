@@ -4,13 +4,9 @@ import comfy.ops
 import pytest
 import torch
 from comfy.ldm.cascade.stage_c import StageC
-from comfy.ldm.chroma_radiance.model import ChromaRadiance, ChromaRadianceParams
-from comfy.ldm.cosmos.predict2 import MiniTrainDIT
-from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.hunyuan_video.model import HunyuanVideo, HunyuanVideoParams
 from comfy.ldm.lightricks.model import LTXVModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
 from uniforget_pack.nodes.apply import ApplyMask
 from uniforget_pack.uniforget.errors import FamilyError, MismatchError
 from uniforget_pack.uniforget.hosts.comfy.apply import applied, apply_mask, sites_of
@@ -149,40 +145,12 @@ HUNYUAN_VIDEO = zoo.known(
         **{"use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False},
     },
 )
-RADIANCE = zoo.known(
-    ChromaRadianceParams,
-    {
-        **zoo.chroma(double=1, single=1),
-        **{"image_model": "chroma_radiance", "in_channels": 3, "out_channels": 3, "patch_size": 16, "nerf_hidden_size": 64},
-        **{"nerf_mlp_ratio": 4, "nerf_depth": 1, "nerf_max_freqs": 8, "nerf_tile_size": 512, "nerf_final_head_type": "conv"},
-        **{"nerf_embedder_dtype": torch.float32, "use_x0": False, "use_sequential_txt_ids": False},
-    },
-)
-HIDREAM = {
-    **{"attention_head_dim": 128, "axes_dims_rope": [64, 32, 32], "caption_channels": [64, 64], "max_resolution": [128, 128]},
-    **{"in_channels": 16, "out_channels": 16, "llama_layers": [0, 1], "num_attention_heads": 2, "num_routed_experts": 2},
-    **{"num_activated_experts": 1, "num_layers": 1, "num_single_layers": 1, "patch_size": 2, "text_emb_dim": 64},
-}
-OMNIGEN2 = {
-    **{"patch_size": 2, "in_channels": 16, "out_channels": None, "hidden_size": 240, "num_layers": 1, "num_refiner_layers": 1},
-    **{"num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 64, "ffn_dim_multiplier": None, "norm_eps": 1e-5},
-    **{"axes_dim_rope": [40, 40, 40], "axes_lens": [64, 64, 64], "text_feat_dim": 64, "timestep_scale": 1000.0},
-}
-COSMOS = {
-    **{"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16, "patch_spatial": 2},
-    **{"patch_temporal": 1, "model_channels": 256, "num_blocks": 1, "num_heads": 2, "crossattn_emb_channels": 64},
-    **{"use_adaln_lora": True, "adaln_lora_dim": 32, "pos_emb_cls": "rope3d"},
-}
 # ComfyUI's class and settings, then what the message says of it
 FOREIGN = {
     "hunyuan_video": (HunyuanVideo, HUNYUAN_VIDEO, ["HunyuanVideo", "double_blocks.0.img_mod.lin.weight"]),
     "ltxv": (LTXVModel, {"num_layers": 1}, ["LTX-Video", "transformer_blocks.0."]),
     "cascade": (StageC, {}, ["Stable Cascade", "clip_txt_mapper.weight"]),
     "svd": (UNetModel, VIDEO_UNET, ["Stable Video Diffusion", "input_blocks.0.0.weight"]),
-    "radiance": (ChromaRadiance, RADIANCE, ["Chroma Radiance", "double_blocks.0.img_attn.qkv.weight"]),
-    "hidream": (HiDreamImageTransformer2DModel, HIDREAM, ["HiDream", "double_stream_blocks.0."]),
-    "omnigen2": (OmniGen2Transformer2DModel, OMNIGEN2, ["OmniGen2", "layers.0.attn.to_q.weight"]),
-    "cosmos": (MiniTrainDIT, COSMOS, ["Cosmos", "blocks.0.self_attn.q_proj.weight"]),
 }
 
 

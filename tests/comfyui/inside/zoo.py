@@ -6,7 +6,11 @@ import comfy.model_patcher
 import comfy.supported_models as supported
 import torch
 from comfy.ldm.chroma.model import ChromaParams
+from comfy.ldm.chroma_radiance.model import ChromaRadianceParams
 from comfy.ldm.flux.model import FluxParams
+from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
+
+from tests.comfyui.inside import zoo_newer
 
 SIZE = 8  # of latents
 
@@ -109,12 +113,16 @@ def aura(dim=3072, double=4, single=32, context=2048, positions=9216):
     }  # fmt: skip
 
 
-def wan(dim=1536, ffn=8960, layers=30, kind="t2v", channels=16, text=4096):
+def wan(dim=1536, ffn=8960, layers=30, kind="t2v", channels=16, text=4096, out=16):
     return {
-        "image_model": "wan2.1", "dim": dim, "out_dim": 16, "num_heads": dim // 128, "ffn_dim": ffn, "num_layers": layers,
+        "image_model": "wan2.1", "dim": dim, "out_dim": out, "num_heads": dim // 128, "ffn_dim": ffn, "num_layers": layers,
         "patch_size": (1, 2, 2), "freq_dim": 256, "window_size": (-1, -1), "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6,
         "in_dim": channels, "model_type": kind, "text_dim": text,
     }  # fmt: skip
+
+
+def radiance(**changes):
+    return known(ChromaRadianceParams, chroma() | zoo_newer.RADIANCE | changes)
 
 
 _SMALL_UNET = {"channels": 64, "blocks": (1, 1), "depth": (1, 2)}
@@ -167,6 +175,12 @@ ARCHITECTURES = {
         "flux2", supported.Flux2,
         flux2(64, 2, 2, 2, axes_dim=[8, 8, 8, 8], context_in_dim=32), flux2(),
     ),
+    "flux2_klein_4b": (
+        "flux2", supported.Flux2, None, flux2(3072, 24, 5, 20, context_in_dim=7680, guidance_embed=False),
+    ),
+    "flux2_klein_9b": (
+        "flux2", supported.Flux2, None, flux2(4096, 32, 8, 24, context_in_dim=12288, guidance_embed=False),
+    ),
     "chroma": (
         "chroma", supported.Chroma, chroma(64, 2, 2, 2, axes_dim=[8, 12, 12], context_in_dim=32, hidden_dim=48, n_layers=2),
         chroma(),
@@ -191,13 +205,42 @@ ARCHITECTURES = {
     "wan21_t2v_1.3b": ("wan", supported.WAN21_T2V, wan(256, 96, 2, text=32), wan()),
     "wan21_t2v_14b": ("wan", supported.WAN21_T2V, None, wan(5120, 13824, 40)),
     "wan21_i2v_14b": ("wan", supported.WAN21_I2V, None, wan(5120, 13824, 40, "i2v", 36)),
+    "wan22_ti2v_5b": ("wan", supported.WAN22_T2V, None, wan(3072, 14336, 30, channels=48, out=48)),
 }  # fmt: skip
+_LONGCAT = {"vec_in_dim": None, "txt_ids_dims": [1, 2]}
+_PIXELS = {"image_model": "zimage_pixel", "in_channels": 3, "patch_size": 16, "decoder_in_channels": 768}
+# Run on the version whose classes they were written for; 0.3.75 has some of them.
+NEWER = hasattr(supported, "Krea2")
+_LATER = {
+    **zoo_newer.ARCHITECTURES,
+    "chroma_radiance": (
+        "chroma_radiance", "ChromaRadiance",
+        radiance(nerf_hidden_size=16, nerf_depth=2, hidden_size=64, num_heads=2, depth=2, depth_single_blocks=2, axes_dim=[8, 12, 12], context_in_dim=32,
+                 out_dim=64, hidden_dim=48, n_layers=2, nerf_mlp_ratio=2),
+        radiance(),
+    ),
+    "longcat_image": (
+        "flux", "LongCatImage", flux(64, 2, 2, 2, False, axes_dim=[8, 12, 12], context_in_dim=32, **_LONGCAT),
+        flux(double=10, single=20, guidance=False, context_in_dim=3584, **_LONGCAT),
+    ),
+    "z_image_pixel": (
+        "z_image", "ZImagePixelSpace",
+        lumina(256, 2, 4, 4, (32, 16, 16), 32, 1.0, True) | _PIXELS | {"decoder_hidden_size": 32, "decoder_num_res_blocks": 2},
+        lumina(3840, 30, 30, 30, (32, 48, 48), 2560, 8 / 3, True) | _PIXELS,
+    ),
+}  # fmt: skip
+for _name, (_family, _kind, _small, _published) in _LATER.items():
+    if _family == "hunyuan_image":
+        _small, _published = (known(HunyuanVideoParams, config) for config in (_small, _published))
+    if NEWER:
+        ARCHITECTURES[_name] = (_family, getattr(supported, _kind), _small, _published)
 SMALL = tuple(name for name, entry in ARCHITECTURES.items() if entry[2] is not None)
 
 
 def _network(name, config, device=None):
     kind = ARCHITECTURES[name][1]
     settings = kind({**config})
+    settings.unet_config |= config  # some classes write published sizes into it
     settings.set_inference_dtype(torch.float32, None)
     return settings.get_model({}, device=device)
 
@@ -219,8 +262,9 @@ def small(name, seed=0):
                 weight.copy_(0.1 * noise + (0.5 if key.endswith(("weight", "scale")) else 0))
             else:
                 weight.copy_(noise * min(0.3, 1.2 / weight[0].numel() ** 0.5))
-        for buffer in model.diffusion_model.buffers():
-            if buffer.is_floating_point():
+        kept = model.diffusion_model.state_dict()  # the other buffers are tables of what a position or a time is
+        for key, buffer in model.diffusion_model.named_buffers():
+            if key in kept and buffer.is_floating_point():
                 buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     return model.requires_grad_(False).eval()
 
@@ -246,11 +290,12 @@ def conditions(name, batch=2, tokens=5, seed=1):
         **dict.fromkeys(("sd1", "sd2", "sdxl"), lambda c: c["context_dim"]),
         **dict.fromkeys(("flux", "flux2", "chroma"), lambda c: c["context_in_dim"]),
         **dict.fromkeys(("lumina2", "z_image"), lambda c: c["cap_feat_dim"]),
+        **zoo_newer.WIDTHS,
     }[family](config)
-    out = {"c_crossattn": draw(batch, tokens, width)}
+    out = {"c_crossattn": draw(batch, tokens, width), **zoo_newer.conditions(family, config, draw, batch, tokens)}
     if family in ("sdxl", "sd3"):
         out["y"] = draw(batch, config["adm_in_channels"])
-    if family == "flux":
+    if family == "flux" and config["vec_in_dim"]:
         out["y"] = draw(batch, config["vec_in_dim"])
     if family in ("flux", "flux2", "chroma"):
         out["guidance"] = torch.full((batch,), 3.5)
@@ -270,9 +315,10 @@ def inputs(name, batch=2, seed=2):
     """Latents (batch, ...) and sigmas (batch,)."""
     family, _, config, _ = ARCHITECTURES[name]
     channels = config.get("in_channels") or config.get("in_dim") or 4
-    channels = 16 if family in ("chroma", "qwen_image", "wan") else channels
-    size = 40 if family == "pixart" else SIZE  # its positions are counted in units of 64
-    frames = (1,) if family in ("wan", "qwen_image") else ()
+    channels = 16 if family in ("chroma", "wan") or name == "qwen_image" else zoo_newer.CHANNELS.get(family, channels)
+    # PixArt's positions are counted in units of 64; some draw pixels, in patches of 16
+    size = {"pixart": 40, "chroma_radiance": 32, "z_image_pixel": 32}.get(name if family == "z_image" else family, SIZE)
+    frames = (1,) if family in ("wan", "cosmos", "krea2") or name == "qwen_image" else ()
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, channels, *frames, size, size, generator=generator)
     return x, torch.tensor([0.9, 0.4])[:batch]

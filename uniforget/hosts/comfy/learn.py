@@ -6,6 +6,7 @@ ordinary ones of the same values so that gradients can pass through.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import comfy.latent_formats
 import comfy.model_management
+import comfy.quant_ops
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
@@ -32,6 +34,9 @@ from ...model.sites import Site
 T = TypeVar("T")
 # What text encoders make of a prompt, as ComfyUI's models are handed it: tokens, and a vector that stands for all of it.
 _TEXT = ("c_crossattn", "y")
+
+# Pixels per latent, where ComfyUI before 0.4 has not written it down.
+_SHRINK = {comfy.latent_formats.ChromaRadiance: 1, comfy.latent_formats.HunyuanImage21: 32}
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def empty_latent(patcher, width: int, height: int) -> torch.Tensor:
             f"width and height: this model draws {canvas} x {canvas} pictures only; found {width} x {height}. Set both to {canvas}."
         )
     form = patcher.get_model_object("latent_format")
-    shrink = getattr(form, "spacial_downscale_ratio", None) or (1 if isinstance(form, comfy.latent_formats.ChromaRadiance) else 8)
+    shrink = getattr(form, "spacial_downscale_ratio", None) or _SHRINK.get(type(form), 8)
     if width % shrink or height % shrink:
         raise SettingError(f"width and height: expected multiples of {shrink} for this model; found {width} x {height}.")
     latent = torch.zeros(1, form.latent_channels, height // shrink, width // shrink)
@@ -127,6 +132,32 @@ def _thawed(value):
     return value
 
 
+class _Plain:
+    """comfy-kitchen with the plain code of its operations on positions: the fused ones pass no gradients on."""
+
+    def __init__(self, kitchen: Any):
+        self._kitchen = kitchen
+        self._rope = importlib.import_module("comfy_kitchen.backends.eager.rope")
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._rope, name, None) if "rope" in name else None
+        return getattr(self._kitchen, name) if found is None else found
+
+
+@contextmanager
+def plain_kitchen() -> Iterator[None]:
+    """Within it, models compute with nothing of comfy-kitchen that has no gradient; versions without it stay as they are."""
+    kitchen = getattr(comfy.quant_ops, "ck", None)
+    if kitchen is None:
+        yield
+        return
+    comfy.quant_ops.ck = _Plain(kitchen)
+    try:
+        yield
+    finally:
+        comfy.quant_ops.ck = kitchen
+
+
 @contextmanager
 def differentiable() -> Iterator[OutOfPlace]:
     """Within it, ComfyUI's models can be differentiated with respect to gates and latents."""
@@ -136,7 +167,7 @@ def differentiable() -> Iterator[OutOfPlace]:
     if had is not None:
         management.in_training = True
     try:
-        with OutOfPlace() as mode:
+        with plain_kitchen(), OutOfPlace() as mode:
             yield mode
     finally:
         if had is not None:

@@ -85,6 +85,9 @@ class PipelineModel:
         self._store = Spill(folder)
         self.device = torch.device(device) if device is not None else pipe.device
         self.denoiser.eval().requires_grad_(False)
+        for module in self.denoiser.modules():
+            if hasattr(module, "moe_infer"):
+                module.training = True  # outside of training, diffusers' experts pass no gradients on
 
         def make_room() -> None:
             _place(others, torch.device("cpu"))

@@ -122,3 +122,48 @@ CHROMA = Family(
         plain=(r"distilled_guidance_layer\.layers\.\d+\.linear_[12]",),
     ),
 )
+
+CHROMA_RADIANCE = Family(
+    name="chroma_radiance",
+    title="Chroma Radiance",
+    keys=(
+        Key(r"img_in_patch\.weight"),
+        Key(r"distilled_guidance_layer\.in_proj\.weight"),
+        Key(r"double_blocks\.0\.img_attn\.qkv\.weight"),
+    ),
+    rules=CHROMA.rules,
+    # the network of each patch's pixels, whose weights the blocks' output makes
+    plain=(*CHROMA.plain, r"nerf_blocks\.\d+\.param_generator"),
+    blocks=_FLUX_BLOCKS,
+    streams=_FLUX_STREAMS,
+    diffusers=Naming(keys=(), aliases=()),
+    hosts=("comfyui",),
+)
+
+# the text, before the first block sees it
+_REFINER = r"txt_in\.individual_token_refiner\.blocks\.\d+\."
+_REFINER_DIFFUSERS = r"context_embedder\.token_refiner\.refiner_blocks\.\d+\."
+
+HUNYUAN_IMAGE = Family(
+    name="hunyuan_image",
+    title="HunyuanImage 2.1",
+    keys=(
+        # HunyuanVideo's patches are in three dimensions.
+        Key(r"img_in\.proj\.weight", ndim=4),
+        Key(r"txt_in\.individual_token_refiner\.blocks\.0\.norm1\.weight"),
+        Key(r"double_blocks\.0\.img_mod\.lin\.weight"),
+    ),
+    rules=FLUX.rules,
+    plain=(*_FLUX_PLAIN, _REFINER + r"(?:self_attn\.(?:qkv|proj)|mlp\.[02]|adaLN_modulation\.1)"),
+    blocks=_FLUX_BLOCKS,
+    streams=_FLUX_STREAMS,
+    diffusers=Naming(
+        keys=(
+            Key(r"x_embedder\.proj\.weight", ndim=4),
+            Key(r"context_embedder\.token_refiner\.refiner_blocks\.0\.norm1\.weight"),
+            Key(r"single_transformer_blocks\.0\.proj_mlp\.weight"),
+        ),
+        aliases=FLUX.diffusers.aliases,
+        plain=(_REFINER_DIFFUSERS + r"(?:attn\.to_(?:[qkv]|out\.0)|ff\.net\.(?:0\.proj|2)|norm_out\.linear)",),
+    ),
+)

@@ -1,4 +1,4 @@
-"""Lumina 2 and Z-Image."""
+"""Lumina 2, Z-Image and OmniGen2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _NEXT_RULES = (
 _NEXT_PLAIN = (
     _NEXT_LAYER + r"(?:attention\.qkv|feed_forward\.w[13]|adaLN_modulation\.[01])",
     # Z-Image: pictures as a prompt, and the decoder of the pixel-space variant.
-    r"(?:siglip_refiner|dec_net\.res_blocks)\..*",
+    r"siglip_refiner\.\d+\.(?:attention\.(?:qkv|out|to_[qkv]|to_out\.0)|feed_forward\.w[123])",
+    r"dec_net\.res_blocks\.\d+\.(?:mlp\.[02]|adaLN_modulation\.1)",
 )
 _NEXT_BLOCKS = (
     Blocks("", r"layers\.(\d+)\."),
@@ -39,6 +40,7 @@ LUMINA2 = Family(
             Key(r"layers\.0\.feed_forward\.linear_2\.weight"),
             Key(r"time_caption_embed\.caption_embedder\.0\.weight"),
         ),
+        without=(r"ref_image_refiner\..*",),  # OmniGen2's
         plain=(_NEXT_LAYER + r"(?:attn\.to_[qkv]|norm1\.linear)",),
         aliases=same(
             *(
@@ -92,4 +94,30 @@ Z_IMAGE = Family(
             )
         ),
     ),
+)
+
+OMNIGEN2 = Family(
+    name="omnigen2",
+    title="OmniGen2",
+    keys=(
+        Key(r"ref_image_refiner\.0\.attn\.to_q\.weight"),
+        Key(r"layers\.0\.norm1\.linear\.weight"),
+        Key(r"layers\.0\.feed_forward\.linear_2\.weight"),
+    ),
+    rules=(
+        Rule("ffn", _NEXT_LAYER + r"feed_forward\.linear_2"),
+        # in the rows that see the noise level, the first norm has a Linear beside it
+        Rule("norm", r"(?:layers|noise_refiner)\.\d+\.norm1\.norm", axis="out"),
+        Rule("norm", r"context_refiner\.\d+\.norm1", axis="out"),
+        Rule("norm", _NEXT_LAYER + r"(?:norm2|ffn_norm[12])", axis="out"),
+        Rule("attn", _NEXT_LAYER + r"attn\.to_out\.0", like=(r"\1.attn.norm_q.weight",)),
+    ),
+    plain=(
+        _NEXT_LAYER + r"(?:attn\.to_[qkv]|feed_forward\.linear_[13]|norm1\.linear)",
+        # runs only where pictures are part of the prompt
+        r"ref_image_refiner\.\d+\.(?:attn\.to_(?:[qkv]|out\.0)|feed_forward\.linear_[123]|norm1\.linear)",
+    ),
+    blocks=_NEXT_BLOCKS,
+    diffusers=Naming(keys=(), aliases=()),
+    hosts=("comfyui",),
 )

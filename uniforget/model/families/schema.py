@@ -117,6 +117,7 @@ class Family:
         streams: parts of its blocks that are shown apart; what none of them matches is in no stream.
         plain: regular expressions of the paths of its blocks' other Linears, which hold no gate. A model with a Linear in a block that
             neither a rule nor this knows is no member of the family (see :func:`uniforget.model.detect.detect`).
+        hosts: what can load its models.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Family:
     without: tuple[str, ...] = ()
     streams: tuple[Stream, ...] = ()
     plain: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ("comfyui", "diffusers")
 
 
 def same(*paths: tuple[str, str]) -> tuple[Alias, ...]:

@@ -13,11 +13,13 @@ class Unsupported:
         title: what users call it.
         key: regular expression of a whole weight name that tells it.
         advice: what to do, when it is no diffusion model at all; "" for a model of another family.
+        ndim: number of dimensions of that weight; 0: any.
     """
 
     title: str
     key: str
     advice: str = ""
+    ndim: int = 0
 
 
 # What other programs add to models of any family, and no gate sits on: adapters for pictures as prompts, and diffusers' fused copies of
@@ -53,10 +55,7 @@ UNSUPPORTED = (
         r"(?:.*\.)?(?:text_model\.encoder|transformer\.resblocks|encoder\.block\.0\.layer|model\.layers\.0\.self_attn)\..*",
         _MODEL_ITSELF,
     ),
-    Unsupported("HunyuanVideo or HunyuanImage", r"(?:txt_in\.individual_token_refiner|context_embedder\.token_refiner)\..*"),
     Unsupported("Hunyuan3D", r"latent_in\..*|blocks\.\d+\.moe\..*"),
-    Unsupported("Chroma Radiance", r"nerf_blocks\..*"),
-    Unsupported("OmniGen2", r"ref_image_refiner\..*"),
     Unsupported("Stable Cascade", r"clip_(?:txt_|img_|txt_pooled_)?mapper\..*"),
     Unsupported(
         "a video UNet (Stable Video Diffusion, AnimateDiff, ...)",
@@ -64,15 +63,11 @@ UNSUPPORTED = (
     ),
     Unsupported("LTX-Video", r"patchify_proj\..*"),
     Unsupported("Mochi", r"t5_yproj\..*"),
-    Unsupported("Cosmos or Anima", r"blocks\.block0\..*|blocks\.\d+\.(?:adaln_modulation_mlp|mlp\.layer1)\..*"),
-    Unsupported("HiDream", r"double_stream_blocks\..*|x_embedder\.proj1\..*"),
-    Unsupported("Krea 2", r"txtfusion\..*"),
-    Unsupported("Ideogram 4", r"embed_image_indicator\..*"),
-    Unsupported("Ernie-Image", r"layers\.\d+\.mlp\.linear_fc2\..*"),
-    Unsupported("Lens", r"transformer_blocks\.\d+\.img_mlp\.w1\..*"),
-    Unsupported("Kandinsky 5", r"visual_transformer_blocks\..*"),
+    Unsupported("the first Cosmos, for videos", r"blocks\.block0\..*|learnable_pos_embed\..*"),
+    Unsupported("HiDream-O1", r"x_embedder\.proj1\..*"),
     Unsupported("Boogu-Image", r"double_stream_layers\..*"),
     Unsupported("JoyImage", r"double_blocks\.\d+\.attn\.img_attn_qkv\..*"),
     Unsupported("PixelDiT", r"core\.pixel_embedder\..*|lq_proj\.latent_proj\..*"),
     Unsupported("Sana", r".*\.(?:mlp\.inverted_conv|ff\.conv_inverted)\..*"),
+    Unsupported("HunyuanVideo, or the refiner of HunyuanImage", r"img_in\.proj\.weight|x_embedder\.proj\.weight", ndim=5),
 )
