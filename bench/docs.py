@@ -166,6 +166,31 @@ def verdict(found: dict[str, Any]) -> str:
     )
 
 
+def loras(found: dict[str, Any]) -> str:
+    """Clean LoRA beside its control."""
+    lines = []
+    for row in found["rows"]:
+        shares = [f"{row['shares'][name]['share']:.0%}" for name in ("copy", "partial", "forgotten")]
+        about = [str(row["pictures"]), row["method"], f"{row['keep']:g}" if "keep" in row else ""]
+        lines.append(
+            [*about, *shares, *(f"{row[name]:.0%}" for name in ("ceiling", "trigger_works", "style")), f"{row['seconds']:.1f}"]
+        )
+    return rows("pictures | method | keep | copies | partial | forgotten | ceiling | trigger works | style | seconds", lines)
+
+
+def guard(found: dict[str, Any]) -> str:
+    """Memorization Guard, alone and with a mask."""
+    lines = []
+    for row in found["rows"]:
+        shares = [f"{row[name]:.0%}" for name in ("caught", "false_neutral", "false_heldout")]
+        copies = [f"{row[name][label]['share']:.0%}" for name in ("told", "steered") for label in ("copy", "forgotten")]
+        lines.append([row["mask"] or "no mask", *shares, *copies, f"{row['cost']:.1%}"])
+    return rows(
+        "model | caught | false, neutral | false, held out | copies | forgotten | copies, steered | forgotten, steered | cost",
+        lines,
+    )
+
+
 SECTIONS = [
     Section(
         "Learning", "learn", "",
@@ -198,6 +223,15 @@ SECTIONS = [
         "The example workflow in a real ComfyUI and Chromium, with pictures of 2048 x 2048 in its Compare node, worked on with mouse, wheel and keys.", page,
     ),
     Section("The verdict", "verdict", "", "Whether copies are still found after an edit, and what is called one that is none.", verdict),
+    Section(
+        "Clean LoRA", "loras", " [--pictures 4,8,12] [--keep 0.7,0.5,0.3]",
+        "LoRAs trained on flat drawings of the testbed until they copy them; cleaned; and, as the control, the whole LoRA at a lower strength that has the "
+        "same energy (`scaled`): cleaning must be better than that.", loras,
+    ),
+    Section(
+        "Memorization Guard", "guard", " [--mask FILE]",
+        "Memorized captions that raise an alarm, everyday ones that do, and what the verdict says of pictures as they are and steered.", guard,
+    ),
     Section(
         "Attacks", "attack", " [--share 0.1] [--parts inputs,kills,page]",
         "Attacks the pack as a stranger would: damaged inputs for every reader, commands that are killed, hostile text through every node. "

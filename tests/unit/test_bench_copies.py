@@ -5,14 +5,16 @@ import json
 import pytest
 import torch
 
-from bench import guard, loras
+from bench import docs, guard, loras
 from testbed.verdict import LABELS
 
 
 def test_clean_lora_beside_its_control(tmp_path):
     small = ["--pictures=2", "--updates=2", "--seeds=1", "--free=1", "--keep=0.5"]
     assert loras.main([*small, "--json", str(tmp_path / "f.json")]) == 0
-    rows = json.loads((tmp_path / "f.json").read_text())["rows"]
+    found = json.loads((tmp_path / "f.json").read_text())
+    rows = found["rows"]
+    assert "| 2 | scaled | 0.5 |" in docs.loras(found) and found["machine"]["date"]
     assert [row["method"] for row in rows] == ["none", "spectral", "scaled"]
     for row in rows:
         assert row["testbed"] == "mmdit" and row["pictures"] == row["shares"]["samples"] == 2 and 0 <= row["ceiling"] <= 1
@@ -44,7 +46,9 @@ def test_a_lora_comes_back_from_its_file_and_changes_the_network_only_inside(tmp
 def test_the_guard(tmp_path):
     small = ["--neutral=8", "--seeds=1", "--free=2", "--captions=3"]
     assert guard.main([*small, "--json", str(tmp_path / "f.json")]) == 0
-    [row] = json.loads((tmp_path / "f.json").read_text())["rows"]
+    found = json.loads((tmp_path / "f.json").read_text())
+    [row] = found["rows"]
+    assert "| no mask |" in docs.guard(found) and found["machine"]["date"]
     assert row["testbed"] == "mmdit" and row["mask"] is None and row["limit"] >= 1 and row["cost"] > 0
     assert all(0 <= row[name] <= 1 for name in ("caught", "false_neutral", "false_heldout"))
     assert row["told"]["samples"] == row["steered"]["samples"] == 3
