@@ -1,6 +1,6 @@
 """Feeds damaged inputs to readers in a process of its own, and watches what they do. See :mod:`bench.attack`.
 
-    python -m bench.feed MODULE SEED SHARE FIRST FOLDER    (started by :func:`feed`)
+    python -m bench.feed MODULES SEED SHARE FIRST FOLDER    (started by :func:`feed`)
 
 Counted per input: an exception that is not one of UniForget's; more than 300 MB of memory above what the process had, or more than five
 seconds of processor time; and anything that leaves the folder: a file that is opened for writing, removed or renamed elsewhere, a planted
@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MEMORY, SECONDS = 300 << 20, 5.0
-# An input that keeps a process busy, or waiting, for so long was not survived. Other work on the machine must not count.
-HANGS = 120
-# Modules whose ``group(folder, outside)`` gives readers and the base of the errors that they may raise.
-GROUPS = {"engine": "bench.readers", "nodes": "bench.nodereaders"}
+# Processor time after which the system ends a process that is still at one input, and wall time after which one that waits is ended.
+BUSY, HANGS = 60, 1800
+# Modules whose ``group(folder, outside)`` gives readers and the base of the errors that they may raise. ComfyUI's are last, because they
+# make the process ComfyUI's.
+GROUPS = ("bench.readers", "bench.nodereaders")
 COUNTED = ("foreign", "budget", "escape")
 ROOT = Path(__file__).resolve().parents[1]
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -138,7 +139,7 @@ def plan(
 
 def main() -> int:
     """The process that is fed: a line of JSON before each input, and one for each that was not survived well."""
-    module, seed, share, first, folder = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])
+    modules, seed, share, first, folder = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])
     work, outside = folder / "work", folder / "outside"
     for path in (work, outside):
         path.mkdir(parents=True, exist_ok=True)
@@ -148,7 +149,8 @@ def main() -> int:
         print(json.dumps(line), flush=True)
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        readers, ours = importlib.import_module(module).group(work, outside)
+        groups = [importlib.import_module(module).group(work, outside) for module in modules.split(",")]
+        readers, ours = [reader for found, _ in groups for reader in found], tuple(base for _, base in groups)
         watch, peak = Watch(folder, outside), Peak()
         limit = _status("VmSize") + (3 << 30)
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
@@ -159,6 +161,7 @@ def main() -> int:
             say(number=number, reader=name, which=which)
             own.mkdir(exist_ok=True)
             given, outcome, detail = make_input(), "", ""
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + BUSY, resource.getrlimit(resource.RLIMIT_CPU)[1]))
             peak.start()
             began = time.process_time()
             watch.on, watch.found = True, ""
@@ -192,13 +195,16 @@ def _where(error: BaseException) -> str:
     return " > ".join(one for one in ours if not one.startswith("bench/"))[-300:] or "nowhere of ours"
 
 
-def feed(module: str, seed: int, share: float, folder: Path, tell: Callable[[str], None], first: int = 0) -> dict[str, Any]:
-    """Feed one group of readers; returns counts, and details of what was not survived.
+def feed(
+    seed: int, share: float, folder: Path, tell: Callable[[str], None], modules: Sequence[str] = GROUPS, first: int = 0
+) -> dict[str, Any]:
+    """Feed readers; returns counts, and details of what was not survived.
 
     A process that dies or hangs is counted, and the next one goes on behind the input.
     """
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter(dict.fromkeys(("mutated", *COUNTED), 0))
     by_reader: dict[str, Counter[str]] = {}
+    seconds: Counter[str] = Counter()
     faults: list[dict[str, Any]] = []
     worst = {"seconds": 0.0, "bytes": 0}
     environment = {
@@ -212,7 +218,7 @@ def feed(module: str, seed: int, share: float, folder: Path, tell: Callable[[str
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         environment["TMPDIR"] = str(folder)
-        command = [sys.executable, "-m", "bench.feed", module, str(seed), repr(share), str(first), str(folder)]
+        command = [sys.executable, "-m", "bench.feed", ",".join(modules), str(seed), repr(share), str(first), str(folder)]
         errors = open(folder.with_suffix(".log"), "wb")  # noqa: SIM115
         child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors)
         now: dict[str, Any] = {}
@@ -221,14 +227,15 @@ def feed(module: str, seed: int, share: float, folder: Path, tell: Callable[[str
             if "number" in line:
                 now, first = line, line["number"] + 1
                 if first % 1000 == 0:
-                    tell(f"{module}: {first} inputs, now {now['reader']}, {dict(counts)}")
+                    tell(f"{first} inputs, now {now['reader']}, {dict(counts)}")
             elif "fault" in line:
                 counts[line["fault"]] += 1
                 faults.append({"reader": now["reader"], "input": now["which"], **line})
-                tell(f"{module}: {now['reader']} {now['which']}: {line['fault']}: {line['detail']}")
+                tell(f"{now['reader']} {now['which']}: {line['fault']}: {line['detail']}")
             elif "outcome" in line:
                 counts["mutated"] += 1
                 by_reader.setdefault(now["reader"], Counter())[line["outcome"]] += 1
+                seconds[now["reader"]] += line["seconds"]
                 worst = {name: max(worst[name], line[name]) for name in worst}
             done = done or "done" in line
         child.kill()
@@ -245,9 +252,15 @@ def feed(module: str, seed: int, share: float, folder: Path, tell: Callable[[str
         faults.append(
             {"reader": now["reader"], "input": now["which"], "fault": "budget", "detail": f"the process ended with {code}"}
         )
-        tell(f"{module}: {now['reader']} {now['which']}: the process ended with {code}")
+        tell(f"{now['reader']} {now['which']}: the process ended with {code}")
     shutil.rmtree(folder, ignore_errors=True)
-    return {"counts": counts, "readers": {n: dict(c) for n, c in by_reader.items()}, "faults": faults, "worst": worst}
+    return {
+        "counts": counts,
+        "readers": {n: dict(c) for n, c in by_reader.items()},
+        "seconds": dict(seconds),
+        "faults": faults,
+        "worst": worst,
+    }
 
 
 def _lines(child: subprocess.Popen, seconds: float) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 Three layers that call each other: :func:`tree` for whatever is JSON (headers, notes, indices, prompts, graphs), :func:`container` for
 safetensors files, and :func:`data` for bytes. Each looks into what it finds, so a mask in base64 in a note of a header is taken apart, too.
-What would take much memory or time is not left to chance: :mod:`bench.bombs`.
+What would take much memory or time is not left to chance: :mod:`bench.seeds`.
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@ from unittest import mock
 
 from launcher import inside
 
-from . import bombs as heavy
-from . import mutate
+from . import mutate, seeds
 from .feed import Reader
 
 REPORT = "please report"
@@ -135,7 +134,7 @@ def group(folder: Path, outside: Path) -> tuple[list[Reader], type[Exception]]:
             raise Foreign(f"{kind} {headers}: {said!r:.300}")
 
     def bombs() -> list[tuple[str, dict[str, str], bytes]]:
-        texts = heavy.text_bombs(text, packed, wrap)
+        texts = seeds.text_bombs(text, packed, wrap)
         headers = {"Host": "127.0.0.1", "Content-Type": "application/json"}
         return [("inspect_mask", headers, json.dumps({"text": each}).encode()) for each in texts]
 

@@ -27,6 +27,7 @@ from uniforget.checkpoint.fileplan import Use
 from uniforget.checkpoint.sanitize import sanitize
 from uniforget.cli import files as commands
 from uniforget.cli.learn import read_settings
+from uniforget.config.copies import CLEAN_LORA
 from uniforget.errors import UniForgetError
 from uniforget.hosts.diffusers.apply import find_modules
 from uniforget.hosts.diffusers.load import load_pipeline
@@ -43,7 +44,7 @@ from uniforget.mask.subspace import SubspaceMask
 from uniforget.prompts import parse_prompts, read_prompts
 from uniforget.report import graph, report, sweep
 
-from . import bombs, mutate, seeds
+from . import mutate, seeds
 from .feed import Reader
 
 Random = random.Random
@@ -98,6 +99,8 @@ def open_model(path: Path, source: Path, mask: Path, step: int) -> None:
         commands.check(path, None, [mask])
     elif step == 2:
         commands.apply(path, [mask], out, False, 0.9, 0.0, ffn=1.0, norm=0.5, attn=1.0)
+    elif step == 4:
+        commands.clean_lora(path, source, out, False, {"keep": 0.5, "strength": 1.0})
     else:
         commands.compact(path, mask, out, "8", False)
 
@@ -247,7 +250,7 @@ def long_graphs() -> list[bytes]:
 def read_options(given: tuple[str, Any], folder: Path) -> None:
     """Values that come out of settings files, workflows and API calls, and texts that are parsed."""
     name, value = given
-    for table in (config.LEARN, config.APPLY, config.RECOVER, config.COMBINE, config.WEBUI):
+    for table in (config.LEARN, config.APPLY, config.RECOVER, config.COMBINE, config.WEBUI, CLEAN_LORA):
         if name in table:
             table[name].check(value)
     if isinstance(value, str):
@@ -312,10 +315,9 @@ def group(folder: Path, outside: Path) -> tuple[list[Reader], type[Exception]]:
     settings = {"steps": 9, "beta": 1.5, "preset": "weak", "targets": "ffn", "dtype": "fp32", "cfg": 1.0, "width": 512, "seed": 3}
     infotext = {label: getattr(Request(), name) for name, label in LABELS.items()} | {"Steps": "20"}
     options = [
-        *{*config.LEARN, *config.APPLY, *config.RECOVER, *config.COMBINE, *config.WEBUI},
+        *{*config.LEARN, *config.APPLY, *config.RECOVER, *config.COMBINE, *config.WEBUI, *CLEAN_LORA},
         "blocks",
         "strengths",
-        "vram",
         "prompts",
     ]
     names = ("x.safetensors", "a/x.safetensors", "../../outside/secret.txt", "None")
@@ -333,24 +335,25 @@ def group(folder: Path, outside: Path) -> tuple[list[Reader], type[Exception]]:
 
     everything = [*mask_files, subspaces, seeds.lora(), sanitized, compacts, learned.read_bytes()]
     readers = [
-        Reader("mask file", 4000, bytes_of(mask_files), from_file(open_mask), lambda: bombs.bombs(mask_files[0])),
+        Reader("mask file", 4000, bytes_of(mask_files), from_file(open_mask), lambda: seeds.bombs(mask_files[0])),
         Reader(
             "mask text", 3000, lambda rng: mutate.mask_text(rng, rng.choice(texts), rng.choice(mask_files), wrap),
-            lambda text, at: use(masktext.from_text(text), at), lambda: bombs.text_bombs(texts[0], mask_files[0], wrap),
+            lambda text, at: use(masktext.from_text(text), at), lambda: seeds.text_bombs(texts[0], mask_files[0], wrap),
         ),
-        Reader("subspace file", 1600, bytes_of([subspaces]), from_file(open_mask), lambda: bombs.bombs(subspaces)),
+        Reader("subspace file", 1600, bytes_of([subspaces]), from_file(open_mask), lambda: seeds.bombs(subspaces)),
         Reader("any file", 1200, bytes_of(everything), from_file(open_mask)),
-        Reader("LoRA file", 500, bytes_of([seeds.lora()]), model(0), lambda: bombs.bombs(seeds.lora())),
+        Reader("LoRA file", 500, bytes_of([seeds.lora()]), model(0), lambda: seeds.bombs(seeds.lora())),
+        Reader("LoRA to clean", 700, bytes_of([seeds.lora(fits=True)]), model(4)),
         Reader("checkpoint", 700, bytes_of([small]), model(0)),
-        Reader("sanitized file", 1000, bytes_of([sanitized]), model(1), lambda: bombs.bombs(sanitized)),
+        Reader("sanitized file", 1000, bytes_of([sanitized]), model(1), lambda: seeds.bombs(sanitized)),
         Reader("apply", 500, bytes_of([small, sanitized]), model(2)),
         Reader("compact", 300, bytes_of([small, sanitized]), model(3)),
-        Reader("compact file", 1500, bytes_of([compacts]), from_file(open_compact), lambda: bombs.bombs(compacts)),
-        Reader("unfinished learning", 900, bytes_of([learned.read_bytes()]), from_file(lambda p: State.load(p, 32)), lambda: bombs.bombs(learned.read_bytes())),
+        Reader("compact file", 1500, bytes_of([compacts]), from_file(open_compact), lambda: seeds.bombs(compacts)),
+        Reader("unfinished learning", 900, bytes_of([learned.read_bytes()]), from_file(lambda p: State.load(p, 32)), lambda: seeds.bombs(learned.read_bytes())),
         Reader("moments", 300, bytes_of([moments.read_bytes()]), from_file(Sums.load)),
-        Reader("prompts file", 800, lambda rng: mutate.lines(rng, plain), from_file(read_prompts, "x.txt"), bombs.line_bombs),
-        Reader("prompts as JSONL", 1000, lambda rng: mutate.lines(rng, jsonl), from_file(read_prompts, "x.jsonl"), bombs.line_bombs),
-        Reader("settings file", 700, lambda rng: mutate.encoded(rng, mutate.tree(rng, settings)), from_file(read_settings, "x.json"), bombs.line_bombs),
+        Reader("prompts file", 800, lambda rng: mutate.lines(rng, plain), from_file(read_prompts, "x.txt"), seeds.line_bombs),
+        Reader("prompts as JSONL", 1000, lambda rng: mutate.lines(rng, jsonl), from_file(read_prompts, "x.jsonl"), seeds.line_bombs),
+        Reader("settings file", 700, lambda rng: mutate.encoded(rng, mutate.tree(rng, settings)), from_file(read_settings, "x.json"), seeds.line_bombs),
         Reader("infotext", 1000, lambda rng: {str(k): v for k, v in _dict(mutate.tree(rng, infotext)).items()}, read_infotext),
         Reader("option", 1200, option, read_options),
         Reader(

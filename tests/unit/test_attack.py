@@ -1,4 +1,4 @@
-"""A tenth of ``python -m bench.attack``: every reader gets damaged inputs, every command is killed. The page has its own test in tests/browser."""
+"""A fiftieth of the inputs of ``python -m bench.attack``, for every reader. Commands are killed in test_killed.py; the page has its own test in tests/browser."""
 
 import json
 import random
@@ -7,27 +7,33 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from bench import attack, feed, kills, mutate
+from bench import attack, feed, mutate
+from launcher import inside
+from launcher.errors import LauncherError
 
 SEED = 1  # of its own: what is committed is of seed 0
-pytestmark = pytest.mark.skip(
-    reason="the readers moved when learning got its new room; to be run again before it counts: python -m bench.attack"
-)
+pytestmark = pytest.mark.skip(reason="not yet run to its end since its readers moved; remove this line when it was")
 
 
-def test_a_tenth_of_the_attack_finds_nothing(tmp_path):
-    # In one test, as tests of one module may run in several processes.
-    code = attack.main(["--json", str(tmp_path / "x.json"), "--share", "0.1", "--parts", "inputs,kills", "--seed", str(SEED)])
+def comfyui():
+    try:
+        return inside.comfyui()
+    except LauncherError:
+        return None
+
+
+@pytest.mark.skipif(not comfyui(), reason="its readers are ComfyUI's nodes as well: python run.py test fetches ComfyUI")
+def test_a_part_of_the_attack_finds_nothing(tmp_path):
+    code = attack.main(["--json", str(tmp_path / "x.json"), "--share", "0.02", "--parts", "inputs", "--seed", str(SEED)])
     found = json.loads((tmp_path / "x.json").read_text())
     bad = {name: found[name] for name in attack.BAD if found.get(name)}
-    assert not bad, (bad, found["inputs"]["faults"], found["commands"]["faults"])
-    assert code == 0 and found["mutated"] >= 2000 and found["kills"] >= len(kills.COMMANDS)
+    assert not bad, (bad, found["inputs"]["faults"])
+    assert code == 0 and found["mutated"] > 500
     # What takes everything, or gets nothing, would not be attacked.
     outcomes = found["inputs"]["readers"]
     assert {"mask file", "mask text", "subspace file", "compact file", "model folder", "request", "node name"} <= outcomes.keys()
-    assert not [name for name in outcomes if sum(outcomes[name].values()) < 10]
-    assert not [name for name in outcomes.keys() - {"graph", "node value", "request"} if not outcomes[name].keys() - {"read"}]
-    assert found["commands"]["kills"].keys() == kills.COMMANDS.keys() and all(found["commands"]["kills"].values())
+    assert not [name for name in outcomes if sum(outcomes[name].values()) < 2]
+    assert sum(bool(counts.keys() - {"read"}) for counts in outcomes.values()) > 15
 
 
 def test_damage_is_the_same_for_the_same_seed_and_gets_past_the_form():
@@ -53,5 +59,5 @@ def test_json_can_hold_what_no_writer_writes():
 
 def test_a_reader_that_fails_takes_too_much_or_leaves_its_folder_is_counted(tmp_path):
     """The counting itself: a process is fed by readers that misbehave."""
-    counts = feed.feed("tests.unit.misbehaving", 0, 1.0, tmp_path / "feed", lambda text: None)["counts"]
+    counts = feed.feed(0, 1.0, tmp_path / "feed", lambda text: None, ["tests.unit.misbehaving"])["counts"]
     assert counts == {"mutated": 5, "foreign": 1, "budget": 2, "escape": 1}
