@@ -17,8 +17,8 @@ SMALLEST = {
     "learn": (["--smallest", "--only", "flux", "--repeats", "1"], {"rows", "ratios", "machine"}),
     "sanitize": (["--smallest"], {"ratio_to_copy", "extra_bytes", "machine"}),
 }
-# Run by no test yet: those on the testbed take minutes, and want an option --smallest; the page's wants a small one in tests/browser.
-NOT_YET = {"checks", "forgetting", "page", "verdict"}
+# Run by no test yet: those on the testbed or in a page take minutes, and want an option --smallest.
+NOT_YET = {"checks", "first_contact", "forgetting", "likeness", "page", "verdict"}
 # Started by other benchmarks only: no command of their own.
 PARTS = {"feed", "killed"}
 COMMANDS = {path.stem for path in (ROOT / "bench").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")}
