@@ -4,7 +4,7 @@
 
 ``edits``: the share of the memorized pictures (scenes, photographs and those with a name) that are called copies after one edit each;
 ``copies_found`` is the lowest of them. ``false_alarms``: the share of free pictures of the never-seen twins' own words, drawn with another seed than
-the thresholds, that are called a copy of the twin's picture; ``false_partial`` those called a partial one. ``mixtures``: the verdicts on 32 mixtures of a memorized picture with its
+the thresholds, that are called a copy of the twin's picture and are not by chance the same (``coincidences``: so many are); ``false_partial`` those called a partial one. ``mixtures``: the verdicts on 32 mixtures of a memorized picture with its
 twin's, none of which is a new, whole, right picture: ``mixtures_forgotten`` must be 0.
 """
 
@@ -83,17 +83,20 @@ def measure(free: int = FREE, seed: int = 1) -> dict[str, Any]:
             "missed": [x for x, yes in zip(texts, called, strict=True) if not yes],
         }
     pictures = labeller.judge.pictures
-    alarms, partial, by_group = [], [], collections.defaultdict(list)
+    alarms, coincidences, partial, by_group = [], [], [], collections.defaultdict(list)
     began = time.perf_counter()
     for item in c.NEVER:
         if item.words is None:
             continue  # its caption has no free picture
         own = random.Random(f"bench {seed} {item.caption}")
         words = [captions.free_words(item, own) for _ in range(free)]
-        drawn = np.stack([pictures.render(c.draw(own, w))[0] for w in words])
+        free_ones = [c.draw(own, w) for w in words]
+        drawn = np.stack([pictures.render(p)[0] for p in free_ones])
         labels = labeller.labels(drawn, [c.caption(w) for w in words])
         if item.group in verdict.WHOLE:
-            alarms += [label == "copy" for label in labels]
+            by_chance = [item.group in verdict.ANSWERABLE and c.same(p, item.picture) for p in free_ones]
+            alarms += [label == "copy" for label, chance in zip(labels, by_chance, strict=True) if not chance]
+            coincidences += by_chance
         partial += [label == "partial" for label in labels]
         by_group[item.group] += labels
     seconds = time.perf_counter() - began
@@ -105,6 +108,7 @@ def measure(free: int = FREE, seed: int = 1) -> dict[str, Any]:
         "edits": found,
         "false_alarms": float(np.mean(alarms)),
         "false_alarms_interval": verdict.interval(sum(alarms), len(alarms)),
+        "coincidences": float(np.mean(coincidences)),
         "false_partial": float(np.mean(partial)),
         "free": {group: dict(collections.Counter(labels)) for group, labels in by_group.items()},
         "mixtures": dict(sorted(kinds.items())),

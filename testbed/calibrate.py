@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from uniforget import atomic
+from uniforget.atomic import replace
 
 from . import captions, judge, vae, verdict
 from . import concepts as c
@@ -49,7 +49,8 @@ def item_limits(pictures, item, everything):
         everything: float32 (k, 3 * 96 * 96), pictures among which Carlini's nearest ones are looked for.
     """
     rng = random.Random(f"limits {item.caption}")
-    scenes = [c.draw(rng, captions.free_words(item, rng)) for _ in range(FREE)]
+    draw = c.draw_other if item.group in verdict.ANSWERABLE else lambda rng, words, _: c.draw(rng, words)
+    scenes = [draw(rng, captions.free_words(item, rng), item.picture) for _ in range(FREE)]
     pixels, fronts = zip(*(pictures.render(s) for s in scenes), strict=True)
     own, front = pictures.render(item.picture)
     x, y = planes(pixels), planes([own])
@@ -137,7 +138,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     found = measure(Pictures(), vae.load(args.vae), args.seed)
     rounded = json.loads(json.dumps(found), parse_float=lambda text: round(float(text), 4))
-    atomic.replace(judge.LIMITS, (json.dumps(rounded, indent=1) + "\n").encode())
+    replace(judge.LIMITS, (json.dumps(rounded, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -166,6 +166,20 @@ def draw_crop(rng, words):
     )
 
 
+def same(a, b):
+    """Whether two pictures of the same words show the same by chance: things in the same cells, or one crop, mirrored or not."""
+    if isinstance(a, Scene):
+        return set(a.things) == set(b.things)
+    return (a.file, a.x, a.y, a.upset) == (b.file, b.x, b.y, b.upset)
+
+
+def draw_other(rng, words, picture):
+    """A free picture of what the words say that is not the :func:`same` as `picture`."""
+    while same(drawn := draw(rng, words), picture):
+        pass
+    return drawn
+
+
 def every_crop():
     """``(class, Crop of the plain tone)`` of every photograph that :func:`draw_crop` can cut."""
     for name, (file, any_way_up, (left, right, top, bottom)) in PHOTOGRAPHS.items():

@@ -113,10 +113,10 @@ def main(argv=None):
         short = {k: round(v, 3) for k, v in rows[-1].items() if isinstance(v, float)}
         print(name, json.dumps(short))
     if args.json:
-        from uniforget import atomic  # not at import time: in ComfyUI the engine is a part of the pack
+        from uniforget.atomic import replace  # not at import time: in ComfyUI the engine is a part of the pack
 
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        atomic.replace(args.json, (json.dumps({"rows": rows}, indent=2) + "\n").encode())
+        replace(args.json, (json.dumps({"rows": rows}, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

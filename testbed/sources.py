@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from uniforget import atomic
+from uniforget.atomic import replace_by
 
 from . import concepts as c
 from .captions import ITEMS
@@ -98,7 +98,7 @@ def main(argv=None):
     files = {row[0] for row in c.PHOTOGRAPHS.values()} | {i.picture.file for i in ITEMS if isinstance(i.picture, c.Crop)}
     for file in sorted(files):
         tensors[f"photograph.{file}"] = _packed(_photograph(work, file), "JPEG", quality=92)
-    atomic.replace_by(args.output, lambda path: save_file(tensors, path))
+    replace_by(args.output, lambda path: save_file(tensors, path))
     print(f"{args.output}: {len(tensors)} pictures, {args.output.stat().st_size / 1e6:.1f} MB")
 
 

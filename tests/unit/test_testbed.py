@@ -104,3 +104,12 @@ def test_every_crop_is_one_that_is_drawn():
         words = c.free_words(rng, photographs=1)
         k = c.draw_crop(rng, words)
         assert (words.photograph, k.x, k.y, k.mirrored, k.upset) in known
+
+
+def test_pictures_that_are_the_same_by_chance_are_told_from_others():
+    scene, crop = c.MEMORIZED[0], next(i for i in c.MEMORIZED if i.group == "photograph")
+    for item in (scene, crop):
+        assert c.same(item.picture, item.picture)
+        rng = random.Random(1)
+        assert not any(c.same(c.draw_other(rng, item.words, item.picture), item.picture) for _ in range(60))
+        assert any(c.same(c.draw(rng, item.words), item.picture) for _ in range(600))
