@@ -32,7 +32,7 @@ class Demo:
 
 DEMO = Demo()
 SAMPLING = {"steps": DEMO.steps, "cfg": DEMO.cfg, "sampler_name": "euler", "scheduler": "simple", "seed": 7}
-SIZE = {"width": DEMO.side, "height": DEMO.side}
+SIZE: dict[str, Any] = {"width": DEMO.side, "height": DEMO.side}
 LEARNING = {"objective": "subspace", "preset": "strong", "sampling_steps": 4, "cfg": DEMO.cfg, **SIZE}
 EXCHANGE = (
     "**With your own model:** put *Load Checkpoint* in place of *UniForget Demo Model* and *Empty Latent Image* in place of its latent, "
@@ -74,7 +74,7 @@ class Template:
         position, size = [box[0] + GAP / 2, self.low + HEAD / 2], [box[2] - GAP, height]
         self.low += height + HEAD + GAP / 2
         box[3] = self.low
-        slots = []
+        slots: list[dict[str, Any]] = []
         for name, (target, slot) in inputs.items():
             link, given = len(self.links) + 1, self.nodes[target - 1]["outputs"][slot]
             self.links.append([link, target, slot, ident, len(slots), given["type"]])
@@ -161,7 +161,7 @@ def play(t: Template) -> None:
     positive, negative, latent = t.say(model, DEMO.known), t.say(model, ""), t.latent()
     kept = (t.add("UniForgetMaskMap", 430, mask=mask), 0)
     t.column("Before and after", 420)
-    given = {"model": (model, 0), "mask": kept, "latent_image": latent, "vae": (model, 2)}
+    given: dict[str, Any] = {"model": (model, 0), "mask": kept, "latent_image": latent, "vae": (model, 2)}
     t.add("UniForgetPreview", 860, SAMPLING, positive=positive, negative=negative, **given)
     t.column("How much is enough?", 620)
     rows = {"prompts": DEMO.known, "everyday": DEMO.everyday}
@@ -189,7 +189,7 @@ def learn(t: Template) -> None:
     t.column("What to draw", 300)
     positive, negative, latent = t.say(model, DEMO.known), t.say(model, ""), t.latent()
     t.column("Before and after", 420)
-    given = {"model": (model, 0), "mask": saved, "latent_image": latent, "vae": (model, 2)}
+    given: dict[str, Any] = {"model": (model, 0), "mask": saved, "latent_image": latent, "vae": (model, 2)}
     t.add("UniForgetPreview", 860, SAMPLING, positive=positive, negative=negative, **given)
 
 
@@ -208,7 +208,7 @@ def strengths(t: Template) -> None:
     mask, latent = t.learn(model), t.latent()
     t.column("Try strengths, click the best", 640)
     rows = {"prompts": DEMO.known, "everyday": DEMO.everyday}
-    given = {"mask": mask, "latent_image": latent}
+    given: dict[str, Any] = {"mask": mask, "latent_image": latent}
     t.add("UniForgetSweep", 1060, {**SAMPLING, **rows}, model=(model, 0), clip=(model, 1), vae=(model, 2), **given)
     t.column("Draw with it", 320)
     forgotten = t.add("UniForgetApply", 240, model=(model, 0), mask=mask)
@@ -233,7 +233,7 @@ def seeds(t: Template) -> None:
     t.column("What to draw", 320)
     positive, negative, latent = t.say(model, DEMO.known), t.say(model, ""), t.latent()
     t.column("Seeds before and after", 560)
-    given = {"positive": positive, "negative": negative, "latent_image": latent, "vae": (model, 2)}
+    given: dict[str, Any] = {"positive": positive, "negative": negative, "latent_image": latent, "vae": (model, 2)}
     t.add("UniForgetVariety", 860, SAMPLING, model=(model, 0), mask=mask, **given)
 
 
@@ -257,7 +257,7 @@ def own_picture(t: Template) -> None:
     picture = (t.add("VAEDecode", 60, samples=(drawn, 0), vae=(model, 2)), 0)
     t.column("Check my picture", 440)
     few = {"noises": 3, "baseline": 4, "sampling_steps": 4, "cfg": DEMO.cfg}
-    given = {"model": (model, 0), "clip": (model, 1), "mask": mask}
+    given: dict[str, Any] = {"model": (model, 0), "clip": (model, 1), "mask": mask}
     check = t.add("UniForgetPictureCheck", 600, {**few, **SIZE, "caption": DEMO.known}, vae=(model, 2), images=picture, **given)
     t.add("PreviewImage", 300, images=(check, 0))
     t.column("Check my prompts", 600)
@@ -327,13 +327,18 @@ def client(t: Template) -> None:
     mask = t.learn(model)
     t.column("What to draw", 320)
     known, usual, negative, latent = t.say(model, DEMO.known), t.say(model, DEMO.everyday), t.say(model, ""), t.latent()
-    given = {"model": (model, 0), "mask": mask, "negative": negative, "latent_image": latent, "vae": (model, 2)}
+    given: dict[str, Any] = {"model": (model, 0), "mask": mask, "negative": negative, "latent_image": latent, "vae": (model, 2)}
     t.column("The prompt that matters", 400)
     first = t.add("UniForgetPreview", 820, {**SAMPLING, "filename_prefix": "uniforget/for_a_client"}, positive=known, **given)
     t.column("An everyday prompt", 400)
     second = t.add("UniForgetPreview", 820, {**SAMPLING, "filename_prefix": "uniforget/everyday"}, positive=usual, **given)
     t.column("The report", 400)
-    sides = {"original": (first, 0), "forgotten": (first, 1), "everyday_original": (second, 0), "everyday_forgotten": (second, 1)}
+    sides: dict[str, Any] = {
+        "original": (first, 0),
+        "forgotten": (first, 1),
+        "everyday_original": (second, 0),
+        "everyday_forgotten": (second, 1),
+    }
     t.add("UniForgetReport", 560, {"title": "What our model forgot"}, model=(first, 2), mask=mask, **sides)
 
 
@@ -357,7 +362,7 @@ def written() -> dict[str, str]:
     info = {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in loaded.all_nodes()}
     names = ("CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "LoraLoader")
     for name in names:
-        kind = nodes.NODE_CLASS_MAPPINGS[name]
+        kind = getattr(nodes, "NODE_CLASS_MAPPINGS")[name]  # noqa: B009  (no attribute of our own nodes)
         returns = list(kind.RETURN_TYPES)
         info[name] = {"input": kind.INPUT_TYPES(), "output": returns, "output_name": list(getattr(kind, "RETURN_NAMES", returns))}
     latent = {"width": ["INT", {}], "height": ["INT", {}], "batch_size": ["INT", {}]}
