@@ -27,7 +27,7 @@ class Demo:
     latent: str = "EmptySD3LatentImage"
     side: int = 96
     steps: int = 12
-    cfg: float = 3.0
+    cfg: float = 2.0
 
 
 DEMO = Demo()

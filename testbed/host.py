@@ -7,7 +7,7 @@ from . import model as tb
 from . import vae
 from .data import to_pixels
 
-STEPS, CFG = 12, 3.0
+STEPS, CFG = 12, 2.0
 
 
 def sigmas(steps=STEPS, shift=tb.SHIFT):
