@@ -31,7 +31,7 @@ def read_prompts(text, model):
 
 
 class LearnMask(io.ComfyNode):
-    """Learns which parts of a model only serve memorized pictures, from neutral prompts alone."""
+    """Learns which parts of a model neutral prompts can do without."""
 
     @classmethod
     def define_schema(cls):
@@ -42,7 +42,7 @@ class LearnMask(io.ComfyNode):
             display_name="Learn Memorization Mask",
             category=CATEGORY,
             description=(
-                "Finds the few parts of the model that neutral prompts do not need: that is where memorized pictures live. "
+                "Finds what in the model neutral prompts do not need: memorized pictures live there. "
                 "You never name what should be forgotten. Learn once, save the mask, and use it at any strength. "
                 "Cancelled? Queue it again with the same settings: it goes on where it stopped."
             ),
