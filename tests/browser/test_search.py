@@ -22,8 +22,12 @@ def search(page, word):
     box.wait_for()
     box.fill("")
     box.press_sequentially(word, delay=20)
-    page.wait_for_timeout(800)
-    found = page.locator(f"{BOX} [role=option]").all_inner_texts()
+    found: list[str] = []
+    for _ in range(20):  # a slow machine lists the nodes late
+        page.wait_for_timeout(400)
+        last, found = found, page.locator(f"{BOX} [role=option]").all_inner_texts()
+        if found and found == last:
+            break
     return [text.splitlines()[0].replace("\xa0", " ").strip() for text in found if text.strip()]
 
 

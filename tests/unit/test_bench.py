@@ -20,7 +20,7 @@ SMALLEST = {
 # Run by no test yet: those on the testbed or in a page take minutes, and want an option --smallest.
 NOT_YET = {"checks", "first_contact", "forgetting", "likeness", "page", "verdict"}
 # Started by other benchmarks only: no command of their own.
-PARTS = {"feed", "killed"}
+PARTS = {"feed"}
 COMMANDS = {path.stem for path in (ROOT / "bench").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")}
 
 
