@@ -104,7 +104,11 @@ def test_every_cell_shows_its_picture_and_likeness(swept):
         box = grid.cells.nth(i).locator(".ufs-image").bounding_box()
         for x, y in ((0.3, 0.3), (0.8, 0.8), (0.2, 0.7)):
             drawn = shot.getpixel((round(box["x"] + box["width"] * x), round(box["y"] + box["height"] * y)))
-            around = [saved.getpixel((round(saved.width * x) + dx, round(saved.height * y) + dy)) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+            around = [
+                saved.getpixel((round(saved.width * x) + dx, round(saved.height * y) + dy))
+                for dx in (-1, 0, 1)
+                for dy in (-1, 0, 1)
+            ]
             low, high = ([side(c[k] for c in around) - sign * 12 for k in range(3)] for side, sign in ((min, 1), (max, -1)))
             assert all(a <= v <= b for a, v, b in zip(low, drawn, high)), f"cell {i} at {x}, {y}: {drawn} is none of {around}"
 
