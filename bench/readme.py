@@ -47,7 +47,8 @@ def text(demo: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 def write(readme: Path = ROOT / "README.md", results: Path = RESULTS) -> None:
     """Put the table between the markers of `readme`."""
     demo = json.loads((results / "demo.json").read_text())
-    rows = json.loads((results / "forgetting.json").read_text())["rows"]
+    kept = results / "forgetting.json"
+    rows = json.loads(kept.read_text())["rows"] if kept.is_file() else []
     page = readme.read_text(encoding="utf-8")
     pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
     readme.write_text(pattern.sub(lambda m: f"{BEGIN}\n{text(demo, rows)}\n{END}", page), encoding="utf-8")
