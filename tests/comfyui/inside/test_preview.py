@@ -283,7 +283,11 @@ def test_a_subspace_is_previewed_as_a_mask_is(demo, sampled):
     subspace = LearnMask.execute(demo.model, demo.clip, **(values | small)).args[0]
     sampled.clear()
     original, forgotten, patched, ui = run(demo, mask=subspace, text="dark photo of coffee")
-    assert (original - forgotten).abs().max() > 0.05 and patched.patches and [note[:23] for note in ui["notes"]] == ["The original's picture:"]
+    assert (
+        (original - forgotten).abs().max() > 0.05
+        and patched.patches
+        and [note[:23] for note in ui["notes"]] == ["The original's picture:"]
+    )
     assert subspace.digest() in ui["settings"][1][1]
     same, equal, *_ = run(demo, mask=subspace, text="dark photo of coffee", strength=0.0)
     assert torch.equal(same, original) and torch.equal(equal, original) and len(sampled) == 3
