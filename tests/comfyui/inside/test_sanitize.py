@@ -181,7 +181,7 @@ def test_models_are_listed_by_folder(files):
     (files.at / "diffusion_models" / "fake.sft").write_bytes(b"PK\x03\x04" + b"\0" * 50)
     folder_paths.filename_list_cache.clear()
     names = ["b.safetensors", "d.sft", "e.SAFETENSORS", "fake.sft", "fp16.safetensors"]
-    assert node.models() == [f"diffusion_models/{name}" for name in names]
+    assert node.models() == [*(f"diffusion_models/{name}" for name in names), node.BUNDLED]
     for name in names:
         assert node.SaveSanitized.validate_inputs(f"diffusion_models/{name}", "clean") is True
     assert "c.ckpt" in node.SaveSanitized.validate_inputs("diffusion_models/c.ckpt", "clean")
