@@ -165,7 +165,7 @@ def test_the_node_opens_and_saves_its_report(editor, prompt):
     editor.shot("node")
     page.get_by_text("Open the report").click()
     frame = page.frame_locator(".uniforget-report-dialog iframe")
-    frame.get_by_text("What was switched off").wait_for()
+    frame.get_by_role("heading", name="What was switched off").wait_for()
     editor.shot("open")
     assert page.locator(".uniforget-report-dialog iframe").get_attribute("sandbox") == "allow-downloads"
     page.keyboard.press("Escape")
