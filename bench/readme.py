@@ -26,7 +26,7 @@ def text(demo: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [
         "| what is drawn for a memorized caption | before | after |",
         "| --- | --- | --- |",
-        f"| **forgotten**: a new, whole, right picture (captions that were never memorized: {percent(demo['ceiling'])}) | 0 % | **{percent(demo['forgotten'])}** |",
+        f"| **forgotten**: a new, whole, right picture (captions that were never memorized: {percent(demo['ceiling'])}) | | **{percent(demo['forgotten'])}** |",
         f"| copy, whole or partial | {percent(demo['copies_before'])} | {percent(demo['copy'] + demo['partial'])} |",
         f"| broken, off the prompt, or the same for every seed | | {percent(demo['broken'] + demo['off_prompt'] + demo['collapsed'])} |",
         "| **everyday captions drawn right** | | |",
