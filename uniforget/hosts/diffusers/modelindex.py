@@ -63,11 +63,21 @@ def check_folder(folder: Path) -> None:
     """
     parts = check_index(folder / NAME, str(folder))
     for place in (folder, *(folder / part for part in parts)):
-        for file in sorted(place.iterdir()) if place.is_dir() else ():
-            if file.suffix.lower() in (".py", ".pyc", ".so", ".pyd"):
-                raise _refused(str(folder), f"it holds the program file {file.relative_to(folder)}", "no programs beside weights")
-            if "config" in file.name.lower() and file.suffix.lower() == ".json":
-                _check_config(file, str(folder))
+        check_part(place, str(folder))
+
+
+def check_part(place: Path, name: str) -> None:
+    """See that loading one folder, such as a component's or one of transformers, runs no code of its own. `name` is the model's, for messages.
+
+    Raises:
+        LearnError: program files lie in it, or its settings ask for code.
+    """
+    for file in sorted(place.iterdir()) if place.is_dir() else ():
+        if file.suffix.lower() in (".py", ".pyc", ".so", ".pyd"):
+            found = file.name if str(place) == name else f"{place.name}/{file.name}"
+            raise _refused(name, f"it holds the program file {found}", "no programs beside weights")
+        if "config" in file.name.lower() and file.suffix.lower() == ".json":
+            _check_config(file, name)
 
 
 def check_index(path: Path, name: str) -> list[str]:
