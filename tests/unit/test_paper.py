@@ -2,9 +2,11 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
+from bench import paper
 from tests.unit.test_cli import ROOT, here
 from tests.unit.tiny_pipelines import pipeline
 from uniforget.mask import files
@@ -50,6 +52,15 @@ def test_the_page_names_files_and_options_that_exist():
         shown = here(command, "--help").stdout
         for option in re.findall(r"--[a-z-]+", options.partition("#")[0]):
             assert option in shown, (command, option)
+
+
+def test_the_command_for_tables_is_one():
+    page = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"python -m bench\.paper ((?:.*\\\n)*.*)", page)
+    options = paper.parser().parse_args(shlex.split(command.replace("\\\n", " ")))
+    assert len(options.mask) == 3 and json.loads(options.call) and options.ask.name == "llava-1.5-7b-hf"
+    for option in re.findall(r"`(--[a-z-]+)`", page.partition("## Tables")[2]):
+        assert option in paper.parser().format_help(), option
 
 
 def test_wrong_settings_are_told(flux, tmp_path):
