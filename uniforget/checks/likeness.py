@@ -34,7 +34,7 @@ WORDS = ("gone", "traces", "recognizable")
 SIDE = 96
 MOVES = 2  # steps of two pixels, to each side, both ways
 CELLS = 4  # of those steps: side of the squares that correlation compares
-SCALES = (0.0448, 0.2856, 0.3001)
+SCALES = (0.0448, 0.2856, 0.3001)  # the first three weights; five scales would need 161 pixels
 
 
 def word(likeness: float) -> str:
@@ -130,17 +130,27 @@ def correlation(x: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor,
     return best, torch.stack(moved)
 
 
-def ms_ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Multi-scale structural similarity of brightness of (n, 3, SIDE, SIDE) in [0, 255]: (n,)."""
+def ms_ssim(x: torch.Tensor, y: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
+    """Multi-scale structural similarity of brightness of (n, 3, SIDE, SIDE) in [0, 255]: (n,).
+
+    Args:
+        where: bool (n, SIDE, SIDE); the rest is painted white in both pictures, as FB-Mem does, but does not count: much white
+            would make any two small foregrounds alike.
+    """
     grey = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     x, y = (x * grey).sum(1, keepdim=True), (y * grey).sum(1, keepdim=True)
+    where = torch.ones_like(x) if where is None else where[:, None].to(x)
+    x, y = x * where + 255 * (1 - where), y * where + 255 * (1 - where)
     mean = lambda v: F.avg_pool2d(v, 7, 1)  # noqa: E731
-    out = torch.ones(len(x))
+    out = torch.ones(max(len(x), len(y)))
     for i, weight in enumerate(SCALES):
         mx, my = mean(x), mean(y)
-        alike = (2 * (mean(x * y) - mx * my) + 58.5) / (mean(x * x) - mx * mx + mean(y * y) - my * my + 58.5)
+        cov = mean(x * y) - mx * my
+        alike = (2 * cov + 58.5) / (mean(x * x) - mx * mx + mean(y * y) - my * my + 58.5)
         if i == len(SCALES) - 1:
             alike = alike * (2 * mx * my + 6.5) / (mx * mx + my * my + 6.5)
-        out = out * alike.mean((1, 2, 3)).clamp(min=0) ** (weight / sum(SCALES))
-        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+        inside = where[..., 3:-3, 3:-3]
+        score = (alike * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp(min=1e-6)
+        out = out * score.clamp(min=0) ** (weight / sum(SCALES))
+        x, y, where = (F.avg_pool2d(v, 2) for v in (x, y, where))
     return out
