@@ -9,8 +9,11 @@ INK, GRID, LOSS, OFF = (225, 228, 235), (58, 62, 72), (255, 176, 59), (92, 200, 
 PAPER = (28, 30, 36)
 
 
-def curve_picture(curve, steps):
-    """Loss (log scale, left axis) and share switched off (right axis) over the updates: a WIDTH x HEIGHT RGB image."""
+def curve_picture(curve, steps, said=""):
+    """Loss (log scale, left axis) and share switched off (right axis) over the updates: a WIDTH x HEIGHT RGB image.
+
+    As long as there are none it has empty axes, and `said` in the middle of them.
+    """
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = MARGIN, 44, WIDTH - MARGIN, HEIGHT - 28
@@ -18,6 +21,9 @@ def curve_picture(curve, steps):
         y = bottom - (bottom - top) * i / 4
         draw.line((left, y, right, y), fill=GRID)
     if not curve:
+        for i, line in enumerate(("before the first update:", *said.split("\n"))):
+            draw.text(((WIDTH - draw.textlength(line)) / 2, HEIGHT / 2 - 20 + 16 * i), line, fill=INK)
+        draw.text((left, bottom + 8), f"update 0 of {steps}", fill=INK)
         return image
     values = _smooth([max(p.reconstruction, 1e-9) for p in curve])
     low = math.floor(math.log10(min(values)))

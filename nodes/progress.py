@@ -43,11 +43,12 @@ def learning_report(node, steps):
 
     def report(progress):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if (now := time.monotonic()) - said[0] > OFTEN:
+        if telling := (now := time.monotonic()) - said[0] > OFTEN:
             said[0] = now
             say(node, str(progress))
         if progress.stage == "teacher":
-            bar.update_absolute(LOOKING * progress.step // progress.steps, total)
+            image = curve_image([], steps, str(progress)) if telling else None
+            bar.update_absolute(LOOKING * progress.step // progress.steps, total, ("JPEG", image, SIZE) if image else None)
             return
         curve.append(progress)
         often = progress.step % max(1, steps // PICTURES) == 0
@@ -57,10 +58,10 @@ def learning_report(node, steps):
     return report
 
 
-def curve_image(curve, steps):
+def curve_image(curve, steps, said=""):
     """The picture of a learning curve; None if it cannot be drawn, which learning is not to fail for."""
     try:
-        return curve_picture(curve, steps)
+        return curve_picture(curve, steps, said)
     except Exception:
         logging.warning("UniForget: the learning curve cannot be drawn", exc_info=True)
         return None

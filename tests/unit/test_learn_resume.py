@@ -181,6 +181,24 @@ def test_large_recordings_live_in_files_and_are_used_again(tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("above", [0, 1 << 30], ids=["in a file", "in memory"])
+def test_cancelled_while_the_model_is_watched_goes_on_where_it_was(tmp_path, monkeypatch, above):
+    settings = Settings(**{**vars(SETTINGS), "batch": 1})
+    expected = learn(small(), settings, info())
+    monkeypatch.setattr(trajectories, "MAPPED_ABOVE", above)
+
+    def cancel(progress):
+        if progress.stage == "teacher" and progress.step == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        learn(small(), settings, info(), cancel, tmp_path)
+    watched = []
+    found = learn(small(), settings, info(), lambda p: watched.append(p.step) if p.stage == "teacher" else None, tmp_path)
+    assert watched == [3, 4] and same(found, expected)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_result_that_could_not_be_saved_is_not_learned_again(tmp_path):
     expected = learn(small(), SETTINGS, info())
 

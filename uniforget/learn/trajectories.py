@@ -7,12 +7,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import atomic
 from ..config import Settings
-from . import distributed
+from . import distributed, resume
 from .model import Clock, Model, Progress, euler
 
 # Above this size the recording lives in a file that is mapped into memory.
@@ -114,7 +115,7 @@ def record_teacher(
     """Sample neutral prompts with the untouched model, and keep what it saw and said.
 
     Args:
-        folder: where large recordings are kept; one that is there already under `key` is used again.
+        folder: where large recordings are kept, and others that were cancelled; what is there already under `key` is not watched again.
     """
     rows = recorded_rows(model, settings)
     which, place = [i % model.prompts for i in rows], {row: i for i, row in enumerate(rows)}
@@ -132,25 +133,44 @@ def record_teacher(
         scale, final = json.loads(note.read_text(encoding="utf-8"))
         return TeacherCache(which, kept["states"], kept["positive"], kept.get("negative"), scale, final)
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    scales, finals = [], []
-    for step in watch(model, settings, distributed.shard(rows)):
-        scales.append(((step.x - step.positive) / model.sigmas[step.k]).square().mean() * (len(step.rows) / steps))
-        for name, values in (("states", step.x), ("positive", step.positive), ("negative", step.negative)):
-            if values is not None:
-                seen[name].append(values.half())
-        if step.last:
-            seen["states"].append(step.after.half())
-            finals.append(step.after.square().mean() * len(step.rows))
-            at = [place[row] for row in step.rows]
-            with torch.autocast(step.x.device.type, enabled=False):  # which knows no float16 on CPUs
-                for name, found in seen.items():
-                    kept[name][at] = torch.stack(found, 1).cpu()  # waits, once per batch of trajectories
-                    found.clear()
-            report(step.progress)
-    # Summed here, at the end, so that no step has to wait for the device.
-    sums = torch.stack(
-        [torch.stack(v).cpu().double().sum() if v else torch.zeros((), dtype=torch.float64) for v in (scales, finals)]
+    # Several processes start over: each has a part of the rows only.
+    part = folder / f"{key}.teacher.safetensors" if folder and distributed.world_size() == 1 else None
+    first, before = (
+        _read_part(part, None if mapped else flat, len(rows)) if part and part.is_file() else (0, [torch.zeros(0)] * 2)
     )
+    scales: list[torch.Tensor] = []
+    finals: list[torch.Tensor] = []
+
+    def sizes_so_far() -> list[torch.Tensor]:
+        """Of each step, and of each finished batch of trajectories, on the CPU."""
+        new = (scales[: len(finals) * steps], finals)
+        return [torch.cat([old, *([torch.stack(found).cpu()] if found else [])]) for old, found in zip(before, new, strict=True)]
+
+    done = first
+    try:
+        for step in watch(model, settings, distributed.shard(rows), first):
+            scales.append(((step.x - step.positive) / model.sigmas[step.k]).square().mean() * (len(step.rows) / steps))
+            for name, values in (("states", step.x), ("positive", step.positive), ("negative", step.negative)):
+                if values is not None:
+                    seen[name].append(values.half())
+            if step.last:
+                seen["states"].append(step.after.half())
+                finals.append(step.after.square().mean() * len(step.rows))
+                at = [place[row] for row in step.rows]
+                with torch.autocast(step.x.device.type, enabled=False):  # which knows no float16 on CPUs
+                    for name, found in seen.items():
+                        kept[name][at] = torch.stack(found, 1).cpu()  # waits, once per batch of trajectories
+                        found.clear()
+                done = step.progress.step
+                report(step.progress)
+    except BaseException:
+        if part and first < done:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            tensors = dict(zip(("scales", "finals"), sizes_so_far(), strict=True)) | ({} if mapped else {"flat": flat})
+            resume.write(part, tensors, {"done": done})
+        raise
+    # Summed here, at the end, so that no step has to wait for the device.
+    sums = torch.stack([found.double().sum() for found in sizes_so_far()])
     if not mapped:
         distributed.all_reduce(flat)
     distributed.all_reduce(sums)
@@ -160,10 +180,32 @@ def record_teacher(
     return TeacherCache(which, kept["states"], kept["positive"], kept.get("negative"), scale, final)
 
 
+def _read_part(path: Path, flat: torch.Tensor | None, rows: int) -> tuple[int, list[torch.Tensor]]:
+    """How many of `rows` are recorded in a cancelled recording, and the sizes so far; its values are copied into `flat`, if they are in it.
+
+    Raises:
+        LearnError: the file is damaged, or something else.
+    """
+
+    def make(tensors: dict[str, torch.Tensor], note: Any) -> tuple[int, list[torch.Tensor]]:
+        done, found = note["done"], [tensors["scales"], tensors["finals"]]
+        resume.expect(resume.is_count(done) and 0 < done <= rows, "its number of pictures is none")
+        resume.expect(
+            all(one.dtype == torch.float32 and one.dim() == 1 and one.isfinite().all() for one in found), "its sizes are none"
+        )
+        if flat is not None:
+            resume.expect(tensors["flat"].shape == flat.shape and tensors["flat"].dtype == flat.dtype, "it is of another model")
+            flat.copy_(tensors["flat"])
+        return done, found
+
+    return resume.read(path, make)
+
+
 def _mapped(path: Path, size: int) -> torch.Tensor:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.stat().st_size != 2 * size:
-        path.with_name(path.name.removesuffix("f16") + "json").unlink(missing_ok=True)
+        for ending in ("json", "safetensors"):
+            path.with_name(path.name.removesuffix("f16") + ending).unlink(missing_ok=True)
     return torch.from_file(str(path), shared=True, size=size, dtype=torch.float16)
 
 
