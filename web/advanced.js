@@ -2,6 +2,7 @@
 
 import { app } from '../../scripts/app.js'
 import { chain, widgetOf } from './host.js'
+import { t } from './words.js'
 
 const OURS = /^UniForget/
 const OWN_BUTTON = 'Comfy.Node.AlwaysShowAdvancedWidgets' // a setting of pages that have a button of their own in Nodes 2.0
@@ -17,7 +18,7 @@ const known = () => app.extensionManager?.setting?.get(OWN_BUTTON) !== undefined
 function fold(node) {
   const widgets = advanced(node)
   if (!widgets.length || known()) return
-  const button = node.addWidget('button', 'more settings', null, () => turn(!node.showAdvanced), { serialize: false })
+  const button = node.addWidget('button', t('more settings'), null, () => turn(!node.showAdvanced), { serialize: false })
   button.serialize = false
   const draw = () => {
     for (const widget of widgets) {
@@ -27,7 +28,7 @@ function fold(node) {
       if (node.showAdvanced) delete widget.computeSize
       else widget.computeSize = () => [0, -4]
     }
-    button.label = node.showAdvanced ? 'fewer settings' : 'more settings'
+    button.label = node.showAdvanced ? t('fewer settings') : t('more settings')
     node.widgets = [...node.widgets] // Nodes 2.0 notices that
   }
   const turn = (shown) => {

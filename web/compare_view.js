@@ -6,6 +6,7 @@ import { listenToKeys, listenToPointers } from './compare_input.js'
 import { pairAt, pairCount, settingsText } from './compare_state.js'
 import { WHOLE, panned, transform, zoomedAt } from './compare_zoom.js'
 import { element } from './dom.js'
+import { t } from './words.js'
 
 const CRISP_FROM = 2
 const SLIDERS = ['horizontal', 'vertical']
@@ -48,12 +49,12 @@ export class CompareView {
     element('div', 'ufc-handle', this.line)
     this.empty = element('div', 'ufc-empty', this.stage)
     element('div', 'ufc-empty-icon', this.empty)
-    element('div', '', this.empty).textContent = 'Run the workflow: before and after appear here.'
+    element('div', '', this.empty).textContent = t('Run the workflow: before and after appear here.')
     this.bar = new Bar(this, () => `${title()}\n${settingsText(this.state)}\n`)
     this.strip = element('div', 'ufc-strip', this.root)
-    this.previous = this.button('‹', 'Previous pair', () => this.go(-1))
-    this.thumbs = element('div', 'ufc-thumbs', this.strip, { role: 'group', 'aria-label': 'Pairs' })
-    this.next = this.button('›', 'Next pair', () => this.go(1))
+    this.previous = this.button('‹', t('Previous pair'), () => this.go(-1))
+    this.thumbs = element('div', 'ufc-thumbs', this.strip, { role: 'group', 'aria-label': t('Pairs') })
+    this.next = this.button('›', t('Next pair'), () => this.go(1))
     this.count = element('div', 'ufc-count', this.strip)
     this.note = element('div', 'ufc-note', this.root)
   }
@@ -185,7 +186,7 @@ export class CompareView {
     this.thumbs.replaceChildren()
     if (count < 2) return
     for (let index = 0; index < count; index++) {
-      const name = `Pair ${index + 1} of ${count}`
+      const name = t('Pair %1 of %2', index + 1, count)
       const thumb = element('button', 'ufc-thumb', this.thumbs, { type: 'button', 'aria-label': name, title: name })
       pairAt(this.state, index).forEach((picture, side) => {
         if (!picture) return
@@ -203,7 +204,7 @@ export class CompareView {
     pairAt(this.state, index).forEach((picture, i) => {
       const side = this.sides[i]
       side.picture = picture
-      side.missing.textContent = picture ? '' : `No ${labels[i]} picture here.`
+      side.missing.textContent = picture ? '' : t('No picture here: %1', labels[i])
       side.image.classList.toggle('ufc-gone', !picture)
       if (picture) side.image.src = this.url(picture)
       else side.image.removeAttribute('src')
@@ -226,7 +227,7 @@ export class CompareView {
     this.frame.style.setProperty('--ufc-gain', String(gain))
     const sliding = SLIDERS.includes(mode)
     this.frame.setAttribute('role', sliding ? 'slider' : 'group')
-    this.frame.setAttribute('aria-label', `Compare ${labels[0]} with ${labels[1]}`)
+    this.frame.setAttribute('aria-label', t('Compare %1 with %2', ...labels))
     const values = { 'aria-valuemin': '0', 'aria-valuemax': '100', 'aria-orientation': mode }
     for (const name of [...Object.keys(values), 'aria-valuenow', 'aria-valuetext']) {
       if (sliding && name in values) this.frame.setAttribute(name, values[name])
@@ -284,7 +285,7 @@ export class CompareView {
     if (!picture) return
     image.classList.add('ufc-gone')
     const where = picture.subfolder ? `${picture.subfolder}/${picture.filename}` : picture.filename
-    missing.textContent = `The ${this.state.labels[i]} picture is not there any more (${where}). Run the workflow to make it again.`
+    missing.textContent = t('The picture is not there any more: %1 (%2). Run the workflow to make it again.', this.state.labels[i], where)
     this.fit()
   }
 

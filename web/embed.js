@@ -5,6 +5,7 @@ import { api } from '../../scripts/api.js'
 import { loadStyle } from './dom.js'
 import { EmbedView } from './embed_view.js'
 import { addPanel, chain, isLinked, isOne, say, setWidget, shareWithCanvas, widgetOf } from './host.js'
+import { mark, t } from './words.js'
 
 const LOAD = 'UniForgetLoadMask'
 const EMBEDDED = 'UniForgetEmbeddedMask'
@@ -18,9 +19,9 @@ async function ask(path, body) {
     const answer = await api.fetchApi(path, body ? post : undefined)
     const found = await answer.json()
     if (answer.ok && !found.error) return found
-    return { error: String(found.error ?? `ComfyUI answered with ${answer.status}.`) }
+    return { error: String(found.error ?? t('ComfyUI answered with %1.', answer.status)) }
   } catch (error) {
-    return { error: `ComfyUI does not answer (${error.message}).` }
+    return { error: t('ComfyUI does not answer (%1).', error.message) }
   }
 }
 
@@ -36,12 +37,12 @@ function takeOver(from, to) {
 
 async function embed(node) {
   if (isLinked(node, 'mask_name')) {
-    say('error', 'The mask was not embedded', 'Another node chooses the mask. Choose it in the list, and try again.')
+    say('error', t('The mask was not embedded'), t('Another node chooses the mask. Choose it in the list, and try again.'))
     return
   }
   const found = await ask(`/uniforget/mask_text?${new URLSearchParams({ name: widgetOf(node, 'mask_name').value })}`)
   if (found.error) {
-    say('error', 'The mask was not embedded', found.error)
+    say('error', t('The mask was not embedded'), found.error)
     return
   }
   const { graph } = node
@@ -54,11 +55,11 @@ async function embed(node) {
   setWidget(made, widgetOf(made, 'mask_text'), found.text)
   graph.afterChange?.()
   app.canvas?.selectNode?.(made)
-  say('success', 'The mask is in the workflow now', 'The Load node is not needed any more: whoever opens this workflow has the mask.')
+  say('success', t('The mask is in the workflow now'), t('The Load node is not needed any more: whoever opens this workflow has the mask.'))
 }
 
 async function askName() {
-  const question = { title: 'Save mask as file', message: 'Name, inside models/uniforget/:', defaultValue: 'my_mask' }
+  const question = { title: t('Save mask as file'), message: t('Name, inside models/uniforget/:'), defaultValue: 'my_mask' }
   const dialog = app.extensionManager?.dialog
   return dialog?.prompt ? dialog.prompt(question) : window.prompt(question.message, question.defaultValue)
 }
@@ -66,14 +67,14 @@ async function askName() {
 async function save(node) {
   const text = String(widgetOf(node, 'mask_text').value ?? '')
   if (!text.trim()) {
-    say('error', 'Nothing was saved', 'This node holds no mask yet.')
+    say('error', t('Nothing was saved'), t('This node holds no mask yet.'))
     return
   }
   const name = (await askName())?.trim()
   if (!name) return
   const found = await ask('/uniforget/save_mask', { text, name })
-  if (found.error) say('error', 'Nothing was saved', found.error)
-  else say('success', `Saved as ${found.name}`, 'Press R to see it in Load Memorization Mask.')
+  if (found.error) say('error', t('Nothing was saved'), found.error)
+  else say('success', t('Saved as %1', found.name), t('Press R to see it in Load Memorization Mask.'))
 }
 
 function addEmbedded(node) {
@@ -100,8 +101,8 @@ function addEmbedded(node) {
 }
 
 const COMMANDS = {
-  [LOAD]: { id: 'UniForget.EmbedMask', label: 'Embed mask in workflow', icon: 'pi pi-paperclip', act: embed },
-  [EMBEDDED]: { id: 'UniForget.SaveEmbeddedMask', label: 'Save mask as file', icon: 'pi pi-save', act: save }
+  [LOAD]: { id: 'UniForget.EmbedMask', label: mark('Embed mask in workflow'), icon: 'pi pi-paperclip', act: embed },
+  [EMBEDDED]: { id: 'UniForget.SaveEmbeddedMask', label: mark('Save mask as file'), icon: 'pi pi-save', act: save }
 }
 
 const commandOf = (node) => Object.entries(COMMANDS).find(([kind]) => isOne(node, kind))?.[1]
@@ -124,7 +125,7 @@ app.registerExtension({
   },
   getNodeMenuItems(node) {
     const command = commandOf(node)
-    return command ? [{ content: command.label, callback: () => command.act(node) }] : []
+    return command ? [{ content: t(command.label), callback: () => command.act(node) }] : []
   },
   nodeCreated(node) {
     if (isOne(node, EMBEDDED)) addEmbedded(node)

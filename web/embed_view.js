@@ -1,6 +1,7 @@
 // What an Embedded Mask node shows instead of its long text, as plain DOM. It knows nothing of ComfyUI.
 
 import { element } from './dom.js'
+import { t } from './words.js'
 
 const LATER = 400 // ms after the last key before a text is looked at
 const percent = (share) => `${(100 * share).toFixed(1)}%`
@@ -32,14 +33,14 @@ export class EmbedView {
     this.words = element('span', 'ufe-words', this.state)
     this.off = element('div', 'ufe-off', this.root)
     this.area = element('textarea', 'ufe-text ufh-scrolls', this.root, {
-      'aria-label': 'The mask as text',
-      placeholder: 'Paste a mask here, or right-click Load Memorization Mask: Embed mask in workflow.',
+      'aria-label': t('The mask as text'),
+      placeholder: t('Paste a mask here, or right-click Load Memorization Mask: Embed mask in workflow.'),
       spellcheck: 'false',
       autocomplete: 'off'
     })
     this.foot = element('div', 'ufe-foot', this.root)
-    this.save = element('button', 'ufe-button', this.foot, { type: 'button', title: 'Save this mask into models/uniforget/' })
-    this.save.textContent = 'Save as file'
+    this.save = element('button', 'ufe-button', this.foot, { type: 'button', title: t('Save this mask into models/uniforget/') })
+    this.save.textContent = t('Save as file')
     this.save.addEventListener('click', save)
     this.area.addEventListener('input', () => {
       // Who is told may show the text again at once: it is looked at when the writer has stopped.
@@ -66,26 +67,26 @@ export class EmbedView {
   async look(text) {
     this.text = text
     if (!text.trim()) return this.draw('empty', '')
-    this.draw('looking', 'Checking ...')
+    this.draw('looking', t('Checking ...'))
     const found = await this.inspect(text)
     if (text === this.text) this.answer(found, text)
   }
 
   answer(found, text) {
     if (found.error) return this.draw('bad', short(found.error, 500))
-    const kind = found.hard === false ? 'soft mask' : 'mask'
+    const kind = found.hard === false ? t('soft mask') : t('mask')
     this.draw('good', `${short(found.family, 60)} ${kind} ${short(found.digest, 20)} · ${size(text.trim().length)}`)
     const shares = Object.entries(found.off ?? {}).filter(([, share]) => isShare(share))
-    this.off.textContent = `switched off: ${shares.map(([name, share]) => `${short(name, 10)} ${percent(share)}`).join(', ')}`
+    this.off.textContent = `${t('switched off')}: ${shares.map(([name, share]) => `${short(name, 10)} ${percent(share)}`).join(', ')}`
     const base = short(found.base_name, 60)
-    if (base) this.off.textContent += ` · learned on ${base}`
+    if (base) this.off.textContent += ` · ${t('learned on %1', base)}`
   }
 
   /** @param {'empty' | 'looking' | 'good' | 'bad'} state */
   draw(state, words) {
     this.root.dataset.state = state
     this.mark.textContent = { good: '✓', bad: '!', looking: '…', empty: '' }[state]
-    this.words.textContent = state === 'empty' ? 'No mask yet.' : words
+    this.words.textContent = state === 'empty' ? t('No mask yet.') : words
     this.off.textContent = ''
     this.save.disabled = state !== 'good'
   }

@@ -1,8 +1,9 @@
-// Lets our nodes speak the page's language where ComfyUI's page forgets custom nodes' translations: until about its version 1.40, loading
+// Lets our panels speak the page's language, and our nodes where ComfyUI's page forgets custom nodes' translations: until about its version 1.40, loading
 // a language replaced all that had been read from locales/ before. Where the page does it by itself, nothing changes here.
 
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
+import { setWords } from './words.js'
 
 const OURS = /^UniForget/
 
@@ -11,14 +12,17 @@ let texts = {}
 
 async function load() {
   const language = app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en'
-  texts = {}
-  if (language === 'en') return
-  try {
-    const answer = await api.fetchApi('/i18n')
-    if (answer.ok) texts = (await answer.json())[language]?.nodeDefs ?? {}
-  } catch {
-    // English, then
+  let found = {}
+  if (language !== 'en') {
+    try {
+      const answer = await api.fetchApi('/i18n')
+      if (answer.ok) found = (await answer.json())[language] ?? {}
+    } catch {
+      // English, then
+    }
   }
+  texts = found.nodeDefs ?? {}
+  setWords(found.uniforget ?? {})
 }
 
 function translate(def, said) {

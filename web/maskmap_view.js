@@ -2,6 +2,7 @@
 
 import { blockName } from './blocks.js'
 import { element } from './dom.js'
+import { t } from './words.js'
 
 // Cividis, as in nodes/mappicture.py: one order in every kind of colour vision, and in grey.
 const SCALE = ['#00204d', '#00336f', '#39486b', '#575c6d', '#707173', '#8a8779', '#a69d75', '#c4b56c', '#e4cf5b', '#ffea46']
@@ -33,12 +34,12 @@ export class MaskMapView {
     this.root = element('div', 'uniforget-map widget-expands')
     this.head = element('div', 'ufm-head', this.root)
     this.title = element('div', 'ufm-title', this.head)
-    this.all = this.button('All', 'Keep all blocks', () => this.apply(new Set(this.names())))
-    this.invert = this.button('Invert', 'Keep the other blocks instead', () =>
+    this.all = this.button(t('All'), t('Keep all blocks'), () => this.apply(new Set(this.names())))
+    this.invert = this.button(t('Invert'), t('Keep the other blocks instead'), () =>
       this.apply(new Set(this.names().filter((name) => !this.kept.has(name))))
     )
     this.scroller = element('div', 'ufm-scroller ufh-scrolls', this.root)
-    this.grid = element('div', 'ufm-grid', this.scroller, { role: 'group', 'aria-label': 'Blocks of the mask' })
+    this.grid = element('div', 'ufm-grid', this.scroller, { role: 'group', 'aria-label': t('Blocks of the mask') })
     this.foot = element('div', 'ufm-foot', this.root)
     this.legend = element('div', 'ufm-legend', this.foot)
     element('span', '', this.legend).textContent = '0%'
@@ -48,7 +49,7 @@ export class MaskMapView {
     this.status = element('div', 'ufm-status', this.foot, { 'aria-live': 'polite' })
     this.note = element('div', 'ufm-note', this.root)
     this.empty = element('div', 'ufm-empty', this.root)
-    this.empty.textContent = 'Run the workflow: the map of the mask appears here.'
+    this.empty.textContent = t('Run the workflow: the map of the mask appears here.')
     new ResizeObserver(() => this.fit()).observe(this.scroller)
   }
 
@@ -127,7 +128,7 @@ export class MaskMapView {
   apply(kept, done = true) {
     if (this.locked) return
     if (!kept.size) {
-      this.note.textContent = 'At least one block stays.'
+      this.note.textContent = t('At least one block stays.')
       return
     }
     this.kept = kept
@@ -152,9 +153,9 @@ export class MaskMapView {
     this.all.disabled = this.invert.disabled = locked
     if (map === null) return
     this.note.textContent = locked
-      ? 'Another node writes the blocks.'
+      ? t('Another node writes the blocks.')
       : kept === null
-        ? 'What is written in "blocks" does not fit this mask. Run the workflow to hear why, or click on blocks.'
+        ? t('What is written in "blocks" does not fit this mask. Run the workflow to hear why, or click on blocks.')
         : ''
     if (!same) this.drawMap()
     this.drawKept()
@@ -172,8 +173,8 @@ export class MaskMapView {
       const names = row.numbers.map((number) => blockName(row, number)).filter((name) => index.has(name))
       if (!names.length) continue
       const columns = names.map((name) => index.get(name))
-      const head = element('button', 'ufm-row', grid, { type: 'button', title: `All of ${row.label || 'the blocks'} on or off` })
-      head.textContent = row.label || 'blocks'
+      const head = element('button', 'ufm-row', grid, { type: 'button', title: t('On or off: %1', row.label || t('blocks')) })
+      head.textContent = row.label || t('blocks')
       head.style.gridArea = `1 / ${columns[0] + 2} / 2 / ${columns.at(-1) + 3}`
       head.addEventListener('click', () => this.set(names, !names.every((name) => this.kept.has(name)), true))
     }
@@ -191,14 +192,14 @@ export class MaskMapView {
     })
     const single = new Set(map.blocks.filter((row) => row.single).map((row) => row.label))
     this.toggles = map.columns.map((name, column) => {
-      const toggle = element('button', 'ufm-toggle', grid, { type: 'button', 'data-column': column, 'aria-label': `Keep block ${name}` })
+      const toggle = element('button', 'ufm-toggle', grid, { type: 'button', 'data-column': column, 'aria-label': t('Keep block %1', name) })
       toggle.textContent = single.has(name) ? '' : name.replace(/^\D*/, '')
       toggle.style.gridArea = `${map.rows.length + 2} / ${column + 2}`
       toggle.classList.toggle('ufm-fifth', toggle.textContent % 5 === 0 && toggle.textContent !== '')
       toggle.disabled = !name
       return toggle
     })
-    this.top.textContent = `${Math.round(map.top * 100)}% ${map.what === 'mask' ? 'switched off' : 'of directions removed'}`
+    this.top.textContent = `${Math.round(map.top * 100)}% ${map.what === 'mask' ? t('switched off') : t('of directions removed')}`
     this.title.textContent = `${map.title} · ${map.digest}`
   }
 
@@ -213,7 +214,7 @@ export class MaskMapView {
       this.cells[i].classList.toggle('ufm-left-alone', Boolean(name) && !this.kept.has(name))
     })
     const names = this.names()
-    this.all.textContent = this.kept.size < names.length ? `All (${this.kept.size} of ${names.length})` : 'All'
+    this.all.textContent = this.kept.size < names.length ? t('All (%1 of %2)', this.kept.size, names.length) : t('All')
     this.describe(null)
   }
 
@@ -228,8 +229,8 @@ export class MaskMapView {
     const chosen = map.cells[cell]
     if (chosen) {
       const [at, , , kind, stream, units, off, share, energy] = chosen
-      const place = [map.columns[at] || 'outside of the blocks', kind, stream].filter(Boolean).join(' ')
-      const done = map.what === 'mask' ? 'switched off' : 'removed'
+      const place = [map.columns[at] || t('outside of the blocks'), kind, stream].filter(Boolean).join(' ')
+      const done = map.what === 'mask' ? t('switched off') : t('removed')
       let words = `${place}: ${count(off)} of ${count(units)} ${map.units[kind] ?? 'gates'} ${done} (${percent(off / Math.max(1, units))})`
       if (Math.abs(share - off / Math.max(1, units)) > 0.0005) words += `, turned down by ${percent(share)} on average`
       if (map.what === 'subspace') words += `, with ${percent(energy)} of the energy`
@@ -237,7 +238,7 @@ export class MaskMapView {
     }
     if (column !== null) {
       const shares = map.cells.filter(([at]) => at === column).map(([, , , kind, stream, , , share]) => `${kind} ${stream} ${percent(share)}`)
-      return `${map.columns[column] || 'outside of the blocks'}: ${shares.join(', ').replaceAll('  ', ' ')}`
+      return `${map.columns[column] || t('outside of the blocks')}: ${shares.join(', ').replaceAll('  ', ' ')}`
     }
     return Object.entries(this.shares())
       .map(([kind, share]) => `${kind} ${percent(share)}`)

@@ -1,20 +1,22 @@
 // What a Prompt Check node keeps in the workflow. A workflow can come from anybody, so nothing of it is taken as it is.
 
+import { mark } from './words.js'
+
 const MOST = 500
 const LONGEST = 2000
 const VERDICTS = ['memorized', 'unclear', 'usual']
 
 /** The columns in order: key of a row, title, how it is written, and what it means. */
 export const COLUMNS = [
-  { key: 'prompt', title: 'prompt', kind: 'text', hint: 'What was checked' },
-  { key: 'verdict', title: 'verdict', kind: 'verdict', hint: 'Beside everyday prompts of the same model' },
-  { key: 'score', title: 'score', kind: 'times', hint: 'Pull beyond what everyday prompts do; their median is 1×' },
-  { key: 'pull', title: 'pull', kind: 'times', hint: 'Whole size of the text-conditional prediction; the median of everyday prompts is 1×' },
-  { key: 'percentile', title: 'above', kind: 'share', hint: 'Share of everyday prompts that score lower' },
-  { key: 'agreement', title: 'agreement', kind: 'share', hint: 'Whether different noises lead to the same picture' },
-  { key: 'verdict_after', title: 'after', kind: 'verdict', hint: 'Verdict after forgetting' },
-  { key: 'score_after', title: 'score after', kind: 'times', hint: 'Score after forgetting' },
-  { key: 'pull_after', title: 'pull after', kind: 'times', hint: 'Pull after forgetting' }
+  { key: 'prompt', title: mark('prompt'), kind: 'text', hint: mark('What was checked') },
+  { key: 'verdict', title: mark('verdict'), kind: 'verdict', hint: mark('Beside everyday prompts of the same model') },
+  { key: 'score', title: mark('score'), kind: 'times', hint: mark('Pull beyond what everyday prompts do; their median is 1×') },
+  { key: 'pull', title: mark('pull'), kind: 'times', hint: mark('Whole size of the text-conditional prediction; the median of everyday prompts is 1×') },
+  { key: 'percentile', title: mark('above'), kind: 'share', hint: mark('Share of everyday prompts that score lower') },
+  { key: 'agreement', title: mark('agreement'), kind: 'share', hint: mark('Whether different noises lead to the same picture') },
+  { key: 'verdict_after', title: mark('after'), kind: 'verdict', hint: mark('Verdict after forgetting') },
+  { key: 'score_after', title: mark('score after'), kind: 'times', hint: mark('Score after forgetting') },
+  { key: 'pull_after', title: mark('pull after'), kind: 'times', hint: mark('Pull after forgetting') }
 ]
 
 const text = (value, longest) => (typeof value === 'string' ? value.slice(0, longest) : '')

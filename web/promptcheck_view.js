@@ -1,8 +1,9 @@
 // The sortable table of prompts as plain DOM. It knows nothing of ComfyUI: changes go out by callback.
 
 import { shownColumns, sorted } from './promptcheck_state.js'
+import { mark, t } from './words.js'
 
-const WORDS = { memorized: 'likely memorized', unclear: 'cannot tell', usual: 'looks usual' }
+const WORDS = { memorized: mark('likely memorized'), unclear: mark('cannot tell'), usual: mark('looks usual') }
 
 function element(tag, className, parent, attributes = {}) {
   const made = document.createElement(tag)
@@ -14,7 +15,7 @@ function element(tag, className, parent, attributes = {}) {
 
 function written(value, kind) {
   if (value === null) return '–'
-  if (kind === 'verdict') return WORDS[value]
+  if (kind === 'verdict') return t(WORDS[value])
   if (kind === 'times') return `${value.toFixed(2)}×`
   return kind === 'share' ? `${Math.round(value * 100)} %` : value
 }
@@ -27,8 +28,8 @@ export class PromptTable {
     // Nodes 2.0 gives the free height of the node to what is of class widget-expands
     this.root = element('div', 'uniforget-prompts widget-expands')
     this.empty = element('div', 'ufp-empty', this.root)
-    this.empty.textContent = 'Run the workflow: the table appears here. Click a column to sort.'
-    this.scroller = element('div', 'ufp-scroller ufh-scrolls', this.root, { tabindex: '0', 'aria-label': 'Prompts' })
+    this.empty.textContent = t('Run the workflow: the table appears here. Click a column to sort.')
+    this.scroller = element('div', 'ufp-scroller ufh-scrolls', this.root, { tabindex: '0', 'aria-label': t('Prompts') })
     const table = element('table', 'ufp-table', this.scroller)
     this.head = element('tr', '', element('thead', '', table))
     this.body = element('tbody', '', table)
@@ -51,11 +52,11 @@ export class PromptTable {
   }
 
   header({ key, title, kind, hint }) {
-    const cell = element('th', `ufp-${kind}`, null, { scope: 'col', title: hint })
+    const cell = element('th', `ufp-${kind}`, null, { scope: 'col', title: t(hint) })
     const { by, down } = this.state
     if (key === by) cell.setAttribute('aria-sort', down ? 'descending' : 'ascending')
     const button = element('button', 'ufp-sort', cell, { type: 'button', 'data-key': key })
-    button.textContent = title
+    button.textContent = t(title)
     button.addEventListener('click', () => this.sort(key, key === by ? !down : kind !== 'text'))
     return cell
   }

@@ -3,10 +3,10 @@
 import { app } from '../../scripts/app.js'
 import { element, loadStyle } from './dom.js'
 import { addPanel, address as addressOf, chain, isOne } from './host.js'
+import { t } from './words.js'
 
 const NODE = 'UniForgetReport'
 const PROPERTY = 'uniforget_report'
-const EMPTY = 'Run the workflow: the report appears here.'
 
 function make(tag, className, text = '') {
   const made = element(tag, className)
@@ -34,7 +34,7 @@ async function open(file, status) {
     answer = { ok: false }
   }
   if (!answer.ok) {
-    status.textContent = 'The report is not there any more. Run the workflow again.'
+    status.textContent = t('The report is not there any more. Run the workflow again.')
     return
   }
   const dialog = make('dialog', 'uniforget-report-dialog')
@@ -42,7 +42,7 @@ async function open(file, status) {
   frame.setAttribute('sandbox', 'allow-downloads')
   frame.title = file.filename
   frame.srcdoc = await answer.text() // not by a blob's address: ComfyUI's policy can forbid those in frames
-  const close = make('button', '', 'Close')
+  const close = make('button', '', t('Close'))
   close.type = 'button'
   close.addEventListener('click', () => dialog.close())
   const bar = make('div', 'ufr-bar')
@@ -57,7 +57,7 @@ async function open(file, status) {
 }
 
 function save(file) {
-  const link = make('a', 'ufr-save', 'Save a copy')
+  const link = make('a', 'ufr-save', t('Save a copy'))
   link.href = address(file)
   link.download = file.filename
   return link
@@ -70,10 +70,10 @@ function addReport(node) {
   const show = (value) => {
     const file = clean(value)
     if (!file) {
-      root.replaceChildren(make('div', 'ufr-empty', EMPTY))
+      root.replaceChildren(make('div', 'ufr-empty', t('Run the workflow: the report appears here.')))
       return
     }
-    const button = make('button', 'ufr-open', 'Open the report')
+    const button = make('button', 'ufr-open', t('Open the report'))
     button.type = 'button'
     button.addEventListener('click', () => open(file, status))
     const row = make('div', 'ufr-row')

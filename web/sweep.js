@@ -5,6 +5,7 @@ import { loadStyle } from './dom.js'
 import { addPanel, address, chain, isLinked, isOne, keepTextLow, noticeChange, setWidget, shareWithCanvas, widgetOf } from './host.js'
 import { afterRun, clean, strengthText } from './sweep_state.js'
 import { SweepView } from './sweep_view.js'
+import { t } from './words.js'
 
 const NODE = 'UniForgetSweep'
 const TARGETS = ['UniForgetApply', 'UniForgetPreview']
@@ -45,25 +46,26 @@ const not = (message) => ({ done: false, message })
 /** Sets `strength` on all nodes that apply the mask of `sweep`: whether on any, and what to tell the user. */
 function useStrength(sweep, strength, kinds) {
   const mask = source(sweep)
-  if (!mask) return not('Connect a mask to this node first.')
+  if (!mask) return not(t('Connect a mask to this node first.'))
   const nodes = sweep.graph.nodes ?? sweep.graph._nodes
   const targets = nodes.filter((node) => isOne(node, ...TARGETS) && source(node) === mask)
   if (!targets.length) {
-    return not('No node applies this mask yet: connect the same mask to Apply Memorization Mask or Preview Comparison, then click again.')
+    return not(t('No node applies this mask yet: connect the same mask to Apply Memorization Mask or Preview Comparison, then click again.'))
   }
   const told = []
   let done = false
   for (const node of targets) {
     const widget = (name) => node.widgets?.find((found) => found.name === name)
     if (isLinked(node, 'strength') || !widget('strength')) {
-      told.push(`${named(node)} takes its strength from another node: set it there.`)
+      told.push(t('%1 takes its strength from another node: set it there.', named(node)))
       continue
     }
     setWidget(node, widget('strength'), strength, false)
-    node.uniforgetSay?.(`Strength ${strengthText(strength)} is set. Run the workflow to use it.`)
+    node.uniforgetSay?.(t('Strength %1 is set. Run the workflow to use it.', strengthText(strength)))
     done = true
     const others = Object.keys(kinds).filter((name) => isLinked(node, name) || widget(name)?.value !== kinds[name])
-    told.push(`Strength ${strengthText(strength)} set in ${named(node)}.${others.length ? ` Its ${others.join(', ')} is not that of the grid.` : ''}`)
+    told.push(t('Strength %1 set in %2.', strengthText(strength), named(node)))
+    if (others.length) told.push(t('Not as in the grid: %1.', others.join(', ')))
   }
   return { done, message: told.join(' ') }
 }
@@ -71,9 +73,9 @@ function useStrength(sweep, strength, kinds) {
 function addSweep(node) {
   const find = widgetOf(node, 'find')
   const search = () => {
-    if (!find || isLinked(node, 'find')) return view.tell('Set "find" in the node that it is connected to.')
+    if (!find || isLinked(node, 'find')) return view.tell(t('Set "find" in the node that it is connected to.'))
     setWidget(node, find, true)
-    view.tell('Searching: a few more columns are drawn.')
+    view.tell(t('Searching: a few more columns are drawn.'))
     app.queuePrompt(0, 1)
   }
   const view = new SweepView(address, (index) => {

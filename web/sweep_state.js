@@ -1,8 +1,10 @@
 // What a Strength Sweep node keeps in the workflow. A workflow can come from anybody, so nothing of it is taken as it is.
 
+import { mark } from './words.js'
+
 const MOST = 256
 /** What is left of the original in a picture. */
-const WORDS = ['gone', 'traces', 'recognizable']
+const WORDS = [mark('gone'), mark('traces'), mark('recognizable')]
 const TYPES = ['output', 'temp', 'input']
 
 const text = (value, longest) => (typeof value === 'string' ? value.slice(0, longest) : '')

@@ -2,10 +2,10 @@
 
 import { element } from './dom.js'
 import { strengthText } from './sweep_state.js'
+import { t } from './words.js'
 
 const CRISP_FROM = 1.5
-const HINT = 'Click a picture to use its strength.'
-const USUAL = 'about 0.2'
+const hint = () => t('Click a picture to use its strength.')
 const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }
 
 export class SweepView {
@@ -26,7 +26,7 @@ export class SweepView {
     this.find = element('button', 'ufs-find', top, { type: 'button' })
     this.find.addEventListener('click', () => this.findClicked())
     this.scroll = element('div', 'ufs-scroll ufh-scrolls', this.root)
-    this.grid = element('div', 'ufs-grid', this.scroll, { role: 'group', 'aria-label': 'Strengths and prompts' })
+    this.grid = element('div', 'ufs-grid', this.scroll, { role: 'group', 'aria-label': t('Strengths and prompts') })
     this.note = element('div', 'ufs-note', this.root)
     this.grid.addEventListener('keydown', (event) => this.key(event))
     new ResizeObserver(() => this.sharpen()).observe(this.grid)
@@ -46,25 +46,25 @@ export class SweepView {
     rows.forEach(({ prompt, seed, everyday }, row) => {
       const title = element('div', 'ufs-row', this.grid, { title: prompt })
       element('span', 'ufs-prompt', title).textContent = prompt
-      element('span', 'ufs-seed', title).textContent = `seed ${seed}${everyday ? ', should stay' : ''}`
+      element('span', 'ufs-seed', title).textContent = `${t('seed %1', seed)}${everyday ? `, ${t('should stay')}` : ''}`
       strengths.forEach((_, column) => this.cells.push(this.cell(row * strengths.length + column)))
     })
     this.note.textContent = notes.join(' ')
     const { found } = state
-    this.find.textContent = found === null ? 'Find my strength' : `Use ${strengthText(found)}`
-    this.find.title = found === null ? 'Searches for the least strength at which the pictures are gone' : 'Sets it in the nodes that apply this mask'
-    if (!cells.length) this.tell('Run the workflow: pictures at several strengths appear here.')
-    else this.tell(found === null ? HINT : `Gone from strength ${strengthText(found)} on. ${HINT}`)
+    this.find.textContent = found === null ? t('Find my strength') : t('Use %1', strengthText(found))
+    this.find.title = found === null ? t('Searches for the least strength at which the pictures are gone') : t('Sets it in the nodes that apply this mask')
+    if (!cells.length) this.tell(t('Run the workflow: pictures at several strengths appear here.'))
+    else this.tell(found === null ? hint() : `${t('Gone from strength %1 on.', strengthText(found))} ${hint()}`)
     this.mark()
   }
 
   head(strength, column) {
     const head = element('div', 'ufs-head', this.grid)
-    element('span', 'ufs-strength', head).textContent = strength === 0 ? 'original' : strengthText(strength)
+    element('span', 'ufs-strength', head).textContent = strength === 0 ? t('original') : strengthText(strength)
     const { cells, strengths, rows } = this.state
     const found = rows.map((_, row) => cells[row * strengths.length + column].similarity).filter((value) => value !== null)
     if (strength !== 0 && rows.length > 1 && found.length) {
-      element('span', 'ufs-mean', head).textContent = `mean alike ${(found.reduce((sum, value) => sum + value, 0) / found.length).toFixed(2)}`
+      element('span', 'ufs-mean', head).textContent = t('mean alike %1', (found.reduce((sum, value) => sum + value, 0) / found.length).toFixed(2))
     }
     return head
   }
@@ -74,12 +74,12 @@ export class SweepView {
     const { similarity, word } = cells[index]
     const { prompt, seed } = rows[Math.floor(index / strengths.length)]
     const original = strengths[index % strengths.length] === 0
-    const measured = similarity === null ? 'not measured' : `alike ${similarity.toFixed(2)}`
-    const likeness = original ? 'original' : word || measured
+    const measured = similarity === null ? t('not measured') : t('alike %1', similarity.toFixed(2))
+    const likeness = original ? t('original') : word ? t(word) : measured
     const made = element('button', 'ufs-cell', this.grid, {
       type: 'button',
-      title: `${measured}: 1 is the same picture, ${USUAL} is usual for two that have nothing in common. Click to use this strength.`,
-      'aria-label': `strength ${strengthText(strengths[index % strengths.length])}, ${prompt}, seed ${seed}, ${original ? '' : word} ${measured}`
+      title: `${measured}: ${t('1 is the same picture, about 0.2 is usual for two that have nothing in common. Click to use this strength.')}`,
+      'aria-label': [t('strength %1', strengthText(strengths[index % strengths.length])), prompt, t('seed %1', seed), original || !word ? '' : t(word), measured].filter(Boolean).join(', ')
     })
     const frame = element('span', 'ufs-frame', made)
     const image = element('img', 'ufs-image', frame, { alt: '', draggable: 'false', loading: 'lazy', decoding: 'async' })
@@ -104,8 +104,8 @@ export class SweepView {
   failed(frame, index) {
     const { filename, subfolder } = this.state.cells[index] ?? {}
     frame.replaceChildren()
-    element('span', 'ufs-missing', frame, { title: subfolder ? `${subfolder}/${filename}` : filename }).textContent = 'gone'
-    this.tell('Some pictures are not there any more. Run the workflow to make them again.')
+    element('span', 'ufs-missing', frame, { title: subfolder ? `${subfolder}/${filename}` : filename }).textContent = t('not there')
+    this.tell(t('Some pictures are not there any more. Run the workflow to make them again.'))
   }
 
   pick(index) {

@@ -143,7 +143,7 @@ def test_a_node_with_a_strength_from_elsewhere_or_of_another_kind_is_named(swept
     grid, _, apply, *_ = swept
     grid.page.evaluate("(id) => { app.graph.getNodeById(id).widgets.find((w) => w.name === 'strength_ffn').value = 0.3 }", apply)
     grid.cells.nth(2).click()
-    assert "strength_ffn is not that of the grid" in grid.message
+    assert "Not as in the grid: strength_ffn" in grid.message
     grid.page.evaluate(
         """(id) => {
             const node = app.graph.getNodeById(id), number = LiteGraph.createNode('PrimitiveFloat')
