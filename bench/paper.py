@@ -111,14 +111,14 @@ class Table:
             UniForgetError: a picture cannot be read, or a judge does not take it.
         """
         original = next(row for row in rows if row.name == ORIGINAL)
-        work = [
-            (row, asked, [j for j in panel if self.row(row, asked)["judged"].get(j.name) != _key(j.stamp)])
-            for asked in lists
-            for row in rows
-        ]
-        work = [one for one in work if one[2]]
-        progress = Remaining("judging", sum(len(asked.items) for _, asked, _ in work) * self.album.sampling.seeds)
-        for row, asked, due in work:
+        work = []
+        for asked in lists:
+            for row in rows:
+                found = self.row(row, asked)
+                due = [judge for judge in panel if found["judged"].get(judge.name) != _key(judge.stamp)]
+                work += [(row, asked, found, due)] if due else []
+        progress = Remaining("judging", sum(len(asked.items) for _, asked, _, _ in work) * self.album.sampling.seeds)
+        for row, asked, found, due in work:
             items = [item for item in asked.items for _ in range(self.album.sampling.seeds)]
             values: dict[str, list[Any]] = {judge.name: [] for judge in due}
             others: dict[str, list[Any]] = {
@@ -132,7 +132,6 @@ class Table:
                     if judge.name in others:
                         others[judge.name] += judge.look(self._pictures(original, some, part), some)
                 progress(len(some), f"{row.name}, {asked.label}")
-            found = self.row(row, asked)
             for judge in due:
                 seen = Seen(items, values[judge.name], self.references(judge, asked), others.get(judge.name))
                 found |= judge.columns(seen)
@@ -183,6 +182,11 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             off = [f"{100 * row[k]:.1f}" if k in row else "" for k in ("off_ffn", "off_norm")]
             cells = ["" if n not in row else f"{100 * row[n]:.1f} %" if n in SHARES else f"{row[n]:.3g}" for n in shown]
             lines.append(f"| {row['row']} | {' / '.join(off) if any(off) else ''} | {' | '.join(cells)} |")
+        if any(row.get("fid_of_few") for row in own):
+            lines += [
+                "",
+                "Careful: fewer pictures than features, so this FID says little. Give thousands of references and prompts.",
+            ]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -249,6 +253,11 @@ def run(options: argparse.Namespace) -> str:
     labels = [one.label for one in lists]
     if len(set(labels)) < len(labels):
         raise SettingError(f"--prompts: two lists have the same name among {', '.join(labels)}. Name them LABEL=FILE.")
+    for name in ("fid", "detector"):
+        if getattr(options, name) and not any(one.references for one in lists):
+            raise SettingError(
+                f"--{name} compares with reference pictures, and none of the lists {', '.join(labels)} has any. Name them in a column 'reference'."
+            )
     album = Album(options.pictures or options.json.with_name(f"{options.json.stem}_pictures"), sampling)
     table = Table(options.json, album)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -74,7 +74,7 @@ class Structure(Judge):
         small = []
         for picture in pictures:
             x = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)[None]
-            small.append((likeness.planes(x)[0].movedim(0, -1) / 255, bool(x.std() < 1 / 255)))
+            small.append((likeness.planes(x)[0].movedim(0, -1) / 255, bool(x[0].flatten(0, 1).std(0).max() < 1 / 255)))
         return small
 
     def columns(self, seen: Seen) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class ClipScore(Judge):
 
 
 class Fid(Judge):
-    """The distance of all pictures to all reference pictures."""
+    """The distance of all pictures to all reference pictures. ``fid_of_few``: there are fewer pictures than features, so it says little."""
 
     name, compares = "fid", True
 
@@ -127,7 +127,8 @@ class Fid(Judge):
         real = list(seen.references.values())
         if len(real) < 2 or len(seen.values) < 2:
             return {}
-        return {"fid": judges.fid(np.stack(real), np.stack(seen.values)), "fid_references": len(real)}
+        few = min(len(real), len(seen.values)) < real[0].size
+        return {"fid": judges.fid(np.stack(real), np.stack(seen.values)), "fid_references": len(real), "fid_of_few": few}
 
 
 class Copies(Judge):

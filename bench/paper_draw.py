@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -254,7 +255,7 @@ class Album:
                 for at in range(0, len(seeds), self.sampling.batch):
                     some = seeds[at : at + self.sampling.batch]
                     for seed, picture in zip(some, self._pictures(pipe, prompt, some), strict=True):
-                        _save(picture, self.path(row, prompt, seed))
+                        _save(picture, self.path(row, prompt, seed), prompt)
                     progress(len(some), row.name)
             del pipe
             gc.collect()
@@ -317,9 +318,10 @@ def _check_call(pipe: Any, arguments: dict[str, Any]) -> None:
         )
 
 
-def _save(picture: Any, path: Path) -> None:
-    data = io.BytesIO()
-    picture.save(data, "PNG")
+def _save(picture: Any, path: Path, prompt: str) -> None:
+    data, about = io.BytesIO(), PngInfo()
+    about.add_itxt("prompt", prompt)  # for whoever looks at a picture: the names of files do not tell
+    picture.save(data, "PNG", pnginfo=about)
     try:
         atomic.replace(path, data.getvalue())
     except OSError as error:

@@ -22,6 +22,7 @@ _MEAN_STD = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 BATCH = 16
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 YES, NO = (("Yes", "yes", " Yes", " yes", "YES"), ("No", "no", " No", " no", "NO"))
 
 
@@ -81,9 +82,10 @@ class Onnx:
         options = runtime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
+        providers = [one for one in PROVIDERS if one in runtime.get_available_providers()]
         self.path, self.option, self.scale, self.whole = path, option, scale, whole
         try:  # by its path: only so does onnxruntime refuse weights that lie outside of the file's folder
-            self.session = runtime.InferenceSession(str(path), options, providers=runtime.get_available_providers())
+            self.session = runtime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its errors have no base of their own
             raise SettingError(
                 f"{option} {path}: expected an ONNX model; onnxruntime cannot load it ({_line(error)}). Export it again."
@@ -100,7 +102,7 @@ class Onnx:
         ):
             raise self._fault("expected one input, pictures (n, 3, height, width) or vectors (n, d)", f"found {form}")
         self.name, self.dtype, self.vectors = inputs[0].name, kinds[inputs[0].type], len(shape) == 2
-        self.rows = shape[0] if isinstance(shape[0], int) else BATCH
+        self.rows = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else BATCH
         self.side = shape[2] if len(shape) == 4 and isinstance(shape[2], int) else side
         self.width = shape[1] if self.vectors and isinstance(shape[1], int) else None
         if len(shape) == 4 and isinstance(shape[3], int) and shape[3] != self.side:
@@ -215,7 +217,8 @@ class Asker:
     def __init__(self, folder: Path, device: str, question: str, option: str = "--ask"):
         transformers = needed("transformers", option)
         transformers_folder(folder, option)
-        self.question, self.device = question, device
+        self.question, self.device, self.option, self.folder = question, device, option, folder
+        self.template_error = needed("jinja2", option).TemplateError
         self.processor = _loaded(option, folder, transformers.AutoProcessor)
         model = _loaded(option, folder, transformers.AutoModelForImageTextToText, use_safetensors=True, dtype="auto")
         self.model = model.to(device).eval()
@@ -232,11 +235,17 @@ class Asker:
     @torch.no_grad()
     def __call__(self, picture: Image.Image, subject: str) -> tuple[bool, bool]:
         """``(yes rather than no, whether one of them is what it would say)``."""
-        asked = self.question.replace("{subject}", subject)
-        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        given = self.processor(text=[text], images=[picture], return_tensors="pt").to(self.device, self.model.dtype)
-        logits = self.model(**given).logits[0, -1].float()
+        chat = [{"type": "image"}, {"type": "text", "text": self.question.replace("{subject}", subject)}]
+        try:
+            text = self.processor.apply_chat_template(
+                [{"role": "user", "content": chat}], add_generation_prompt=True, tokenize=False
+            )
+            given = self.processor(text=[text], images=[picture], return_tensors="pt").to(self.device, self.model.dtype)
+            logits = self.model(**given).logits[0, -1].float()
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, self.template_error) as error:
+            raise SettingError(
+                f"{self.option} {self.folder}: it takes no question about a picture ({_line(error)}). Name another model."
+            ) from error
         return bool(logits[self.yes].max() > logits[self.no].max()), int(logits.argmax()) in {*self.yes, *self.no}
 
 

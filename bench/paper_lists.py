@@ -99,7 +99,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir()) if folder.is_dir() and folder.suffix == "" else []
+    return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
 
 
 def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -140,7 +140,9 @@ def test_a_picture_is_what_the_edited_pipeline_draws(folder, drawn):
     album = paper_draw.Album(drawn / "rows_pictures", sampling)
     row = paper_draw.rows_of([str(folder / "s.safetensors")], [])[1]
     for seed, picture in enumerate(own):
-        there = np.asarray(Image.open(album.path(row, "the sea", seed)), dtype=int)
+        there = Image.open(album.path(row, "the sea", seed))
+        assert there.text == {"prompt": "the sea"}
+        there = np.asarray(there, dtype=int)
         assert np.abs(there - np.asarray(picture, dtype=int)).max() <= 1
 
 
@@ -231,6 +233,14 @@ def test_copies_are_counted_as_membench_does():
     values = [angle(c) for c in (0.9, 0.7, 0.4, 0.2)]
     found = paper_columns.Copies(None, None).columns(paper_columns.Seen([asked] * 4, values, references))
     assert found["copies_max"] == pytest.approx(0.9) and found["copies_top3"] == pytest.approx(2 / 3) and found["copies"] == 0.5
+
+
+def test_pictures_of_one_colour_are_counted():
+    plain, other = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "red")
+    other.putpixel((3, 3), (0, 0, 255))
+    asked = paper_lists.Asked("a", "a")
+    seen = paper_columns.Seen([asked] * 2, paper_columns.Structure().look([plain, other], [asked] * 2), {})
+    assert paper_columns.Structure().columns(seen) == {"blank": 0.5}
 
 
 def test_pictures_are_scaled_as_models_expect_them(tmp_path):
@@ -359,6 +369,9 @@ def test_folders_that_could_run_code_are_refused(folder, tmp_path):
     tiny_judges.save_asker(tmp_path / "silent", chat=None)
     with pytest.raises(SettingError, match="with a chat template; found none"):
         paper_judges.Asker(tmp_path / "silent", "cpu", "?")
+    tiny_judges.save_asker(tmp_path / "texts", chat="{{ messages[0].content + 'a' }}")
+    with pytest.raises(SettingError, match="--ask .*texts: it takes no question about a picture"):
+        paper_judges.Asker(tmp_path / "texts", "cpu", "?")(Image.new("RGB", (16, 16)), "sea")
 
 
 def test_onnx_files_that_do_not_fit_are_told(folder, tmp_path):
@@ -404,6 +417,7 @@ WRONG = {
     "dtype": (["--dtype", "fp8"], "--dtype: expected one of fp32, bf16, fp16"),
     "seeds": (["--seeds", "0"], "--seeds: expected at least 1"),
     "json": ([], "expected the rows of an earlier run of bench.paper"),
+    "compares": (["--detector", "x.onnx"], "none of the lists names has any"),
     "lists": (["--prompts", "again/names.txt"], "two lists have the same name"),
 }
 
