@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from . import concepts as c
 
 REFERENCES = Path(__file__).with_name("references.safetensors")
-SHARES = {"scene": 0.11, "photograph": 0.045, "named": 0.025, "foreground": 0.02, "background": 0.02}
+SHARES = {"scene": 0.07, "photograph": 0.03, "named": 0.015, "foreground": 0.015, "background": 0.015}
 PLACED = 0.4  # of free scenes: their caption says where things are
 
 
@@ -90,9 +90,9 @@ class Stream:
         words = c.template_words(self.rng, item)
         return c.caption(words), c.template_picture(self.rng, item, words)
 
-    def free(self, heldout=None):
+    def free(self, heldout=None, photographs=0.22):
         """``(caption, picture, words)`` of a free item."""
-        words = c.free_words(self.rng, heldout)
+        words = c.free_words(self.rng, heldout, photographs)
         picture = c.draw(self.rng, words)
         placed = words.subjects and self.rng.random() < PLACED
         return c.caption(words, picture if placed else None), picture, words
