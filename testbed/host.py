@@ -21,11 +21,14 @@ class TestbedModel:
 
     Args:
         network, encoder, tokenizer: as :func:`model.load` or :func:`unet.load` give them.
-        prompts: what may be asked for by number; -1 is the empty prompt.
+        prompts: what may be asked for by number; -1 is the empty prompt. Some may have answers (:class:`uniforget.prompts.Prompt`).
     """
 
     def __init__(self, network, encoder, tokenizer, prompts, steps=STEPS, kinds=("ffn", "norm")):
         from uniforget.hosts.diffusers.apply import find_modules, layers_of
+        from uniforget.learn.found import lesson
+
+        prompts, self.pairs = lesson(prompts)
 
         self.network = network
         self.family, sites, self.modules = find_modules(network)

@@ -19,11 +19,19 @@ MAX_BYTES = 16 << 20  # of a file
 MAX_LINES = 500_000  # with those that hold nothing
 MAX_LINE = 256 << 10  # characters of a JSON line, which can hold other things beside its prompt
 KEYS = ("prompt", "text")  # of a JSON object; the first one that is there counts
+ANSWERS = "answers"  # a key beside it
+MAX_ANSWERS = 64
 JSONL_ENDINGS = (".jsonl", ".ndjson")
 
 _LINE_END = re.compile("\r\n|\r|\n")  # not str.splitlines: JSON strings may hold other characters that it splits at
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _LIKE_JSON = re.compile(r'\{\s*("|\}|$)|\[\s*("|\{|$)')  # but not {day|night} and [[cat]], which other tools read in prompts
+
+
+class Prompt(str):
+    """A prompt, and ``answers``: prompts that a model shall answer it like, where it is not to be answered as ever."""
+
+    answers: tuple[str, ...] = ()
 
 
 def neutral_prompts() -> list[str]:
@@ -35,7 +43,14 @@ def neutral_prompts() -> list[str]:
 
 def prompts_hash(prompts: list[str]) -> str:
     """Sixteen hexadecimal digits that tell lists of prompts apart, as masks keep them."""
-    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+    lines = ["\t".join([prompt, *getattr(prompt, ANSWERS, ())]) for prompt in prompts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def to_jsonl(prompts: list[str]) -> str:
+    """The prompts as JSONL, with their answers: what :func:`parse_prompts` reads."""
+    lines = [{"prompt": prompt} | ({ANSWERS: list(prompt.answers)} if getattr(prompt, ANSWERS, ()) else {}) for prompt in prompts]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -87,7 +102,7 @@ def parse_prompts(text: str, name: str = "prompts", jsonl: bool | None = None) -
         where = f"{name}, line {number}"
         if not jsonl and _LIKE_JSON.match(line):
             raise PromptFileError(f"{where}: expected plain text; found JSON: {_short(line)}. Write all lines as JSON, or none.")
-        prompts[_checked(_from_json(line, where) if jsonl else line, where)] = None
+        prompts[_from_json(line, where) if jsonl else _checked(line, where)] = None
         if len(prompts) > MAX_PROMPTS:
             raise PromptFileError(f"{where}: expected at most {MAX_PROMPTS:,} different prompts; found more. Leave some out.")
     return list(prompts)
@@ -136,6 +151,7 @@ def _is_json(line: str) -> bool:
 
 
 def _from_json(line: str, where: str) -> str:
+    """The prompt of a line, checked; a :class:`Prompt` if it has answers."""
     try:
         value = parse_json(line, MAX_LINE)
     except ValueError as error:
@@ -144,12 +160,27 @@ def _from_json(line: str, where: str) -> str:
             f"{where}: expected a JSON object or string, as the lines of a JSONL file are; found {_short(line)}, which is not valid "
             f"JSON ({why}). Write all lines as JSON, each object in one line of its own, or none."
         ) from None
+    answers: Any = ()
     if isinstance(value, dict):
+        answers = value.get(ANSWERS, ())
         key = next((key for key in KEYS if key in value), None)
         if key is None:
             keys = ", ".join(_short(key) for key in list(value)[:5]) or "nothing"
             raise PromptFileError(f"{where}: expected the key 'prompt' or 'text' in the object; found {keys}. Rename the key.")
-        where, value = f"{where}, key '{key}'", value[key]
+        there, value = f"{where}, key '{key}'", value[key]
+    else:
+        there = where
+    prompt = Prompt(_checked(_text(value, there), where))
+    if answers:
+        if not isinstance(answers, list) or len(answers) > MAX_ANSWERS:
+            found = f"{len(answers)}" if isinstance(answers, list) else _kind(answers)
+            raise PromptFileError(f"{where}, key '{ANSWERS}': expected a list of at most {MAX_ANSWERS} prompts; found {found}.")
+        there = f"{where}, key '{ANSWERS}'"
+        prompt.answers = tuple(_checked(_text(answer, there), there) for answer in answers)
+    return prompt
+
+
+def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise PromptFileError(f"{where}: expected text; found {_kind(value)}. Write each prompt as a JSON string.")
     return value.strip()
@@ -175,6 +206,8 @@ def _checked(prompt: str, where: str) -> str:
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
     return {list: "a list", dict: "an object", bool: "true or false", type(None): "null"}.get(type(value), "a number")
 
 

@@ -17,6 +17,7 @@ import typer
 from uniforget import config, load
 from uniforget.cli.app import app, main
 from uniforget.model.families import FAMILIES
+from uniforget.prompts import read_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,6 +123,40 @@ def test_learn_saves_a_mask_that_names_where_it_came_from(folder, tmp_path):
     assert 0 < mask.off_share() < 1 and mask.info.prompts_hash
     assert len((tmp_path / "curve.csv").read_text().splitlines()) == 5
     assert not list(tmp_path.glob(".uniforget-unfinished/*"))
+
+
+def test_find_writes_what_learn_reads(folder, tmp_path):
+    pool, neutral, found = (tmp_path / name for name in ("pool.txt", "neutral.txt", "found.jsonl"))
+    pool.write_text("a cat on a chair\nthe old lighthouse at night\na red house\n", encoding="utf-8")
+    neutral.write_text("".join(f"a bowl with {i} fruits\n" for i in range(20)), encoding="utf-8")
+    size = ("--dtype", "fp32", "--sampling-steps", "1", "--width", "64", "--height", "64")
+    asked = ("find", str(folder), "--pool", str(pool), "--prompts", str(neutral), "-o", str(found), *size, "--json")
+    done = here(*asked)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["asked"] == 3 and {one["prompt"] for one in told["memorized"]} <= set(pool.read_text().splitlines())
+    prompts = read_prompts(found)
+    assert prompts[:20] == neutral.read_text().splitlines()
+    assert len(prompts) == 20 + sum(one["answers"] > 0 for one in told["memorized"])
+    again = here(*asked)
+    assert again.returncode == 1 and "exists already" in again.stderr
+    assert here(*asked, "--overwrite").returncode == 0
+    pool.write_text('{"prompt": "mine"}\n', encoding="utf-8")
+    mine = here(
+        "find", str(folder), "--pool", str(neutral), "-o", str(pool.rename(tmp_path / "mine.jsonl")), *size, "--overwrite"
+    )
+    assert mine.returncode == 1 and "not overwritten" in mine.stderr
+
+
+def test_learning_from_found_prompts_says_so_in_the_mask(folder, tmp_path):
+    arguments = learning(folder, tmp_path / "mask.safetensors")
+    (tmp_path / "prompts.txt").write_text(
+        '{"prompt": "a cat on a chair"}\n{"prompt": "a red house", "answers": ["red a house", "a red red house"]}\n',
+        encoding="utf-8",
+    )
+    done = here(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path / "mask.safetensors").info.extra["self_found"] == "1"
 
 
 def test_a_dry_run_says_what_learning_takes_and_saves_nothing(folder, tmp_path):

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..config import APPLY, COMBINE, LEARN, MULTIPLE, RECOVER
+from ..config import APPLY, COMBINE, FIND, LEARN, MULTIPLE, RECOVER
 from ..config.copies import ATTACK, CLEAN_LORA
 from ..errors import SettingError
 from ..model.families import FAMILIES, sizes
@@ -158,6 +158,26 @@ def learn(
     result = learn_run(Host(model, prompts, config=config, **host), out, settings, dry_run, values)  # type: ignore[arg-type]
     if result is not None:
         _print(result, as_json)
+
+
+@app.command()
+@_options(FIND)
+def find(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, or a single-file checkpoint.")],
+    pool: Annotated[Path, typer.Option(help="Prompts or captions to look through, one a line or JSONL: the more, the better.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to save what to learn from (.jsonl).")],
+    prompts: Prompts = None,
+    dtype: Dtype = "bf16",
+    device: Device = None,
+    config: Config = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    **values: Any,
+) -> None:
+    """Find the memorized ones in a list of prompts. Learning from what it writes answers them as the model answers their rewordings."""
+    from .learn import Host, find_run
+
+    _print(find_run(Host(model, prompts, dtype, device, config), pool, output, overwrite, values), as_json)
 
 
 @app.command()

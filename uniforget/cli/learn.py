@@ -17,15 +17,18 @@ from .. import atomic, config, outputs, untrusted
 from ..checkpoint import lora as lorafile
 from ..errors import LearnError, SettingError
 from ..learn import CURVE_BEGINS, Progress, Session, Settings, curve_csv, describe, distributed, learn, measure
+from ..learn.found import find, summary, to_learn
 from ..learn.recover import one_of_each, recover
 from ..mask import files
 from ..mask.gates import match_sites
 from ..mask.subspace import match_layers
 from ..model.families.schema import KINDS
 from ..model.sites import target_kinds
-from ..prompts import neutral_prompts, prompts_hash, read_prompts
+from ..prompts import neutral_prompts, prompts_hash, read_prompts, to_jsonl
 
 LARGEST_SETTINGS = 1 << 20
+FOUND = b"# Found by UniForget: prompts, and what to answer memorized ones like"
+MOST_NEUTRAL = 128  # that a list of prompts is compared with
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,10 +68,11 @@ class Host:
     device: str | None = None
     config: str | None = None
 
-    def check(self, output: Path, overwrite: bool, *others: Path | None) -> list[str]:
+    def check(self, output: Path | None, overwrite: bool, *others: Path | None) -> list[str]:
         """The prompts, after everything was looked at that can be wrong before a model is loaded.
 
         Args:
+            output: a file of tensors; None: what is written is no such file, and looked at elsewhere.
             others: further files that are read.
 
         Raises:
@@ -76,7 +80,8 @@ class Host:
         """
         if self.dtype not in DTYPES:
             raise SettingError(f"--dtype: expected one of {', '.join(DTYPES)}; found {self.dtype!r}.")
-        outputs.check(output, overwrite, self.inputs(*others))
+        if output:
+            outputs.check(output, overwrite, self.inputs(*others))
         if importlib.util.find_spec("diffusers") is None:
             raise LearnError(
                 "Learning from the command line needs the packages diffusers and transformers. Run: pip install 'diffusers>=0.35.2' transformers"
@@ -87,19 +92,26 @@ class Host:
         """What is read."""
         return [one for one in (self.model, self.prompts, self.config, *others) if one]
 
-    def load(self, lines: list[str], settings: Settings, kinds: tuple[str, ...], unfinished: Path) -> Any:
-        """The pipeline as :class:`uniforget.learn.Model`."""
-        from ..hosts.diffusers.load import load_pipeline
+    def load(
+        self, lines: list[str], settings: Settings, kinds: tuple[str, ...], unfinished: Path | None = None, pipe: Any = None
+    ) -> Any:
+        """The pipeline as :class:`uniforget.learn.Model`; `pipe`: as :meth:`pipeline` gives it, loaded if left out."""
         from ..hosts.diffusers.pipeline import PipelineModel
 
         place = "cpu"
         if torch.cuda.is_available():
             place = f"cuda:{distributed.local_rank()}"
-        pipe = load_pipeline(self.model, DTYPES[self.dtype], self.config)
+        pipe = pipe or self.pipeline()
         return PipelineModel(
             pipe, lines, steps=settings.sampling_steps, width=settings.width, height=settings.height, kinds=kinds, cfg=settings.cfg,
             device=self.device or place, folder=unfinished,
         )  # fmt: skip
+
+    def pipeline(self) -> Any:
+        """Loaded."""
+        from ..hosts.diffusers.load import load_pipeline
+
+        return load_pipeline(self.model, DTYPES[self.dtype], self.config)
 
 
 @dataclass(frozen=True)
@@ -207,6 +219,35 @@ def recover_run(host: Host, masks: list[Path], output: Path, overwrite: bool, va
         }
     finally:
         distributed.leave()
+
+
+def find_run(host: Host, pool: Path, output: Path, overwrite: bool, values: dict[str, Any]) -> dict[str, Any]:
+    """Look for memorized prompts in a file and write what to learn from; returns what ``--json`` prints.
+
+    Raises:
+        UniForgetError: a setting, a list of prompts, the model or the output is wrong.
+    """
+    settings = Settings.checked(values)
+    outputs.check(output, overwrite, host.inputs(pool), ".jsonl", FOUND)
+    neutral, asked = host.check(None, overwrite), read_prompts(pool)
+    pipe = host.pipeline()
+    columns = (BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("asking the model")
+        report = lambda state: bar.update(task, completed=state.step, total=state.steps, description=str(state))  # noqa: E731
+        ask = lambda texts, run: run(host.load(texts, settings, KINDS, pipe=pipe))  # noqa: E731
+        found = find(ask, asked, neutral[:MOST_NEUTRAL], settings, report)
+    atomic.replace(output, FOUND + b"\n" + to_jsonl(to_learn(found, neutral)).encode(), overwrite)
+    known = [
+        {"prompt": str(one.prompt), "agreement": one.agreement, "answers": len(one.prompt.answers)}
+        for one in found
+        if one.memorized
+    ]
+    lines = [
+        *(f"  {one['prompt']} ({one['answers']} answers)" for one in known),
+        f"saved as {output}: give it to learn as --prompts",
+    ]
+    return {"prompts": str(output), "asked": len(asked), "memorized": known, "summary": "\n".join([f"{summary(found)}:", *lines])}
 
 
 class _Report:

@@ -186,6 +186,8 @@ class Settings:
 
 LEARN = params(Settings)
 
+FIND = table(*(LEARN[name] for name in ("sampling_steps", "batch", "width", "height", "seed")))
+
 APPLY = table(
     Param(
         "strength",

@@ -20,7 +20,7 @@ from . import memory, resume
 from .model import Model, Progress, Result, Session, duration
 from .optimize import out_of_memory
 from .resume import run_key
-from .trajectories import recorded_rows
+from .trajectories import recorded_rows, self_found
 
 
 def learn(model: Model, settings: Settings, info: MaskInfo, session: Session | None = None) -> Result:
@@ -40,6 +40,8 @@ def learn(model: Model, settings: Settings, info: MaskInfo, session: Session | N
     if method.needs == "layers" and not model.layers:
         raise LearnError("This model has no Linears inside blocks, so there is no subspace to learn. Learn a mask instead.")
     try:
+        if count := self_found(model):
+            info = replace(info, extra={**info.extra, "self_found": str(count)})
         # by name, because the registry is read by the command line, which starts without torch
         run = import_module(f".{method.module}", __package__).run
         with resume.kept(session.folder, run_key(model, settings, info)), eager():

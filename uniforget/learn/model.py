@@ -24,6 +24,7 @@ class Model(Protocol):
     Attributes:
         groups: for each prompt, and last for the negative one, a number; prompts of one group can share a forward pass (their
             encodings have the same shape). Batches are made of one group where that is possible.
+        pairs: may be missing; see :func:`.trajectories.pairs_of`.
     """
 
     sites: list[Site]
@@ -65,7 +66,9 @@ class Progress:
     left: float = field(default=float("nan"), repr=False, compare=False)
 
     def __str__(self) -> str:
-        if self.stage == "teacher":
+        if self.stage == "finding":
+            said = f"asking the model: {self.step} of {self.steps} prompts"
+        elif self.stage == "teacher":
             said = f"watching the model: {self.step} of {self.steps} pictures"
         else:
             said = f"learning: {self.step} of {self.steps}, loss {self.reconstruction:.4f}, off {self.off_share:.1%}"

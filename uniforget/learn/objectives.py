@@ -119,6 +119,11 @@ class Objective(ABC):
         return fetch(self.cache.states[rows, k], self.device).float()
 
 
+# Weight of a step where student and teacher are asked different prompts. Which picture it will be is decided in the first steps, and
+# these are the shortest: weighed as steps of the same prompt are, by their length, they would count least.
+REDIRECTED = 10.0
+
+
 class Stepwise(Objective):
     """Student against teacher at single states, derivative ``(x - clean) / sigma`` in both guidance branches.
 
@@ -129,12 +134,13 @@ class Stepwise(Objective):
         super().__init__(model, cache, settings, generator, install)
         gaps = model.sigmas[:-1] - model.sigmas[1:]
         self.weights = gaps / gaps.mean()
+        self.redirected = torch.tensor([a != b for a, b in zip(cache.which, cache.answers, strict=True)])
 
     def items(self) -> int:
         return len(self.cache.which) * self.steps
 
     def _states(
-        self, rows: list[int], ks: torch.Tensor, which: list[int]
+        self, rows: list[int], ks: torch.Tensor, which: list[int], answers: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """States to compare at, and what the teacher predicts there (positive, negative)."""
         cache = self.cache
@@ -147,7 +153,7 @@ class Stepwise(Objective):
             for k in range(int(ks.max())):
                 x = torch.where(at > k, euler(self.model, x, k, which, self.settings.cfg)[0], x)
         with self.as_teacher(), torch.no_grad():
-            _, positive, negative = guided(self.model, x, self.model.sigmas[at.flatten()], which, self.settings.cfg)
+            _, positive, negative = guided(self.model, x, self.model.sigmas[at.flatten()], answers, self.settings.cfg)
         return x, positive, negative
 
     def compare(self, chosen, leaf, share):
@@ -158,15 +164,16 @@ class Stepwise(Objective):
     def losses(self, chosen):
         rows = [i // self.steps for i in chosen]
         ks = torch.tensor([i % self.steps for i in chosen])
-        which = [self.cache.which[r] for r in rows]
-        x, wanted, unwanted = self._states(rows, ks, which)
-        ks = fetch(ks, self.device)
+        which, answers = ([of[r] for r in rows] for of in (self.cache.which, self.cache.answers))
+        x, wanted, unwanted = self._states(rows, ks, which, answers)
+        ks, redirected = fetch(ks, self.device), fetch(self.redirected[rows], self.device)
         sigma = self.model.sigmas[ks]
         _, positive, negative = guided(self.model, x, sigma, which, self.settings.cfg)
         error = (positive - wanted.to(positive)).square().flatten(1).mean(1)
         if negative is not None and unwanted is not None:
             error = (error + (negative - unwanted.to(negative)).square().flatten(1).mean(1)) / 2
-        return error * self.weights[ks] / sigma.square() / self.cache.scale
+        weights = torch.where(redirected, REDIRECTED, self.weights[ks])
+        return error * weights / sigma.square() / self.cache.scale
 
 
 class Trajectory(Objective):

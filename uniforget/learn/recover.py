@@ -30,7 +30,7 @@ from .model import Model, Progress, Session
 from .objectives import Stepwise
 from .optimize import Optimizer, out_of_memory
 from .resume import run_key
-from .trajectories import record_teacher
+from .trajectories import record_teacher, self_found
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,8 @@ class _Recovery:
             down[layer.name] = project(change, *self.removed[layer.name]) if layer.name in self.removed else change
             up[layer.name] = b.clone()
         extra = {"recovered": self.digests, "recover_seconds": f"{time.monotonic() - began:.1f}"}
+        if count := self_found(self.model):
+            extra["self_found"] = str(count)
         info = replace(self.info, extra={**self.info.extra, **extra})
         return Lora(down, up, info, self.optimizer.curve)
 

@@ -25,6 +25,7 @@ from ..mask.info import MaskInfo
 from ..model.families.schema import KINDS
 from . import distributed, memory
 from .model import Model, Progress
+from .trajectories import pairs_of
 
 FORMAT = "uniforget learning 5"
 _CURVE = ("step", "steps", "reconstruction", "off_share", "soft", "hard")
@@ -180,7 +181,7 @@ def run_key(model: Model, settings: Settings, info: MaskInfo) -> str:
     del asked["threshold"]  # chosen after everything was looked at
     shape = list(model.initial(1, torch.Generator().manual_seed(0)).shape[1:])
     sites = [(s.name, s.units) for s in model.sites]
-    run = [asked, info.family, info.base, info.prompts_hash, model.sigmas.tolist(), shape, sites]
+    run = [asked, info.family, info.base, info.prompts_hash, pairs_of(model), model.sigmas.tolist(), shape, sites]
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -42,19 +42,31 @@ class Step:
     progress: Progress
 
 
+def pairs_of(model: Model) -> Sequence[tuple[int, int]]:
+    """``(asked, answer)``: the prompts that student and teacher are asked. The same, unless the model has ``pairs`` of its own."""
+    return getattr(model, "pairs", None) or [(i, i) for i in range(model.prompts)]
+
+
+def self_found(model: Model) -> int:
+    """How many prompts are to be answered like others."""
+    return len({asked for asked, answer in pairs_of(model) if asked != answer})
+
+
 @torch.no_grad()
 def watch(model: Model, settings: Settings, rows: Sequence[int], first: int = 0) -> Iterator[Step]:
     """Sample trajectories with the model as it is, from the `first` of `rows` on, batch after batch.
 
-    Trajectory i is of prompt ``i % prompts`` and has noise of its own: neither the batch nor the number of processes changes what it is.
+    Trajectory i is of the answer of pair ``i % pairs`` and has noise of its own: neither the batch nor the number of processes changes
+    what it is.
     Latents are rounded to float16 before the model sees them, because that is how recorded ones are kept.
     """
     # Prompts that share forward passes follow each other.
-    rows = sorted(rows, key=lambda i: model.groups[i % model.prompts])
+    answers = [answer for _, answer in pairs_of(model)]
+    rows = sorted(rows, key=lambda i: model.groups[answers[i % len(answers)]])
     steps, clock = len(model.sigmas) - 1, Clock(len(rows), first)
     for start in range(first, len(rows), settings.batch):
         chunk = rows[start : start + settings.batch]
-        which = [i % model.prompts for i in chunk]
+        which = [answers[i % len(answers)] for i in chunk]
         # One generator per trajectory, on the CPU: the same noise on every device. Some MB per batch to upload.
         x = torch.cat([model.initial(1, torch.Generator().manual_seed(settings.seed * 1_000_003 + i)) for i in chunk])
         for k in range(steps):
@@ -69,7 +81,7 @@ def watch(model: Model, settings: Settings, rows: Sequence[int], first: int = 0)
 
 def all_rows(model: Model, settings: Settings) -> list[int]:
     """Every prompt once, or as often as ``settings.noises`` says."""
-    return list(range((settings.noises or 1) * model.prompts))
+    return list(range((settings.noises or 1) * len(pairs_of(model))))
 
 
 def recorded_rows(model: Model, settings: Settings) -> list[int]:
@@ -79,8 +91,8 @@ def recorded_rows(model: Model, settings: Settings) -> list[int]:
     """
     if settings.noises:
         return all_rows(model, settings)
-    wanted = settings.steps * settings.batch
-    rows = math.ceil(min(ENOUGH, wanted) / model.prompts) * model.prompts
+    wanted, pairs = settings.steps * settings.batch, len(pairs_of(model))
+    rows = math.ceil(min(ENOUGH, wanted) / pairs) * pairs
     needed = math.ceil(wanted / (1 if settings.objective == "trajectory" else len(model.sigmas) - 1))
     chosen = torch.randperm(rows, generator=torch.Generator().manual_seed(settings.seed)).tolist()[:needed]
     return sorted(chosen)
@@ -91,7 +103,7 @@ class TeacherCache:
     """The teacher's trajectories. float16 on the CPU.
 
     Attributes:
-        which: prompt of each trajectory.
+        which: the prompt of each trajectory that the student is asked; ``answers``: that which the teacher was.
         states: (trajectories, N + 1, ...) latents; the last is the finished one.
         positive, negative: (trajectories, N, ...) predictions in both guidance branches; negative is None without guidance.
         scale: mean square of the teacher's derivative; ``final_scale``: of the final latents.
@@ -103,6 +115,7 @@ class TeacherCache:
     negative: torch.Tensor | None
     scale: float
     final_scale: float
+    answers: list[int]
 
 
 def record_teacher(
@@ -118,7 +131,8 @@ def record_teacher(
         folder: where large recordings are kept, and others that were cancelled; what is there already under `key` is not watched again.
     """
     rows = recorded_rows(model, settings)
-    which, place = [i % model.prompts for i in rows], {row: i for i, row in enumerate(rows)}
+    pairs, place = pairs_of(model), {row: i for i, row in enumerate(rows)}
+    which, answers = ([pairs[i % len(pairs)][side] for i in rows] for side in (0, 1))
     steps = len(model.sigmas) - 1
     shape = model.initial(1, torch.Generator().manual_seed(0)).shape[1:]
     names = ["states", "positive", *([] if settings.cfg == 1.0 else ["negative"])]
@@ -131,7 +145,7 @@ def record_teacher(
     kept = {name: part.view(size) for (name, size), part in parts}
     if mapped and note.is_file():
         scale, final = json.loads(note.read_text(encoding="utf-8"))
-        return TeacherCache(which, kept["states"], kept["positive"], kept.get("negative"), scale, final)
+        return TeacherCache(which, kept["states"], kept["positive"], kept.get("negative"), scale, final, answers)
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     # Several processes start over: each has a part of the rows only.
     part = folder / f"{key}.teacher.safetensors" if folder and distributed.world_size() == 1 else None
@@ -177,7 +191,7 @@ def record_teacher(
     scale, final = (sums / len(rows)).tolist()
     if mapped:
         atomic.replace(note, json.dumps([scale, final]).encode())
-    return TeacherCache(which, kept["states"], kept["positive"], kept.get("negative"), scale, final)
+    return TeacherCache(which, kept["states"], kept["positive"], kept.get("negative"), scale, final, answers)
 
 
 def _read_part(path: Path, flat: torch.Tensor | None, rows: int) -> tuple[int, list[torch.Tensor]]:

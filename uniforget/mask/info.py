@@ -283,7 +283,8 @@ class GateMask:
             of = " and ".join(extra[key] for key in ("combined_a", "combined_b") if extra.get(key))
             chosen = f", only {extra['selected']}" if extra.get("selected") else ""
             return f"made from: {of} ({info.method}){chosen}"
-        return f"learned with: {info.preset or 'custom'}, beta {info.beta:g}, {info.method or 'unknown method'}, seed {info.seed}"
+        found = f", {extra['self_found']} prompts that it found itself" if "self_found" in extra else ""
+        return f"learned with: {info.preset or 'custom'}, beta {info.beta:g}, {info.method or 'unknown method'}, seed {info.seed}{found}"
 
     def summary(self) -> str:
         """A few lines for people: what the mask switches off, and where it came from."""

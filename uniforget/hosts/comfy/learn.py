@@ -24,6 +24,7 @@ from torch import nn
 
 from ...config import Settings
 from ...errors import SettingError
+from ...learn.found import lesson
 from ...learn.inplace import OutOfPlace
 from ...learn.model import by_group, fetch, grouped
 from ...learn.spill import Spill
@@ -44,7 +45,7 @@ class Lesson:
     """What to learn on.
 
     Attributes:
-        positive: one conditioning per prompt; ``negative``: one conditioning.
+        positive: one conditioning per prompt; ``negative``: one conditioning; ``pairs``: see :func:`uniforget.learn.found.lesson`.
         latent: empty latent (1, ...) of the picture size.
         sigmas: the sampling steps, descending to 0.
     """
@@ -53,6 +54,7 @@ class Lesson:
     negative: Any
     latent: torch.Tensor
     sigmas: torch.Tensor
+    pairs: Sequence[tuple[int, int]] = ()
 
 
 def prepare(patcher, clip, prompts: list[str], settings: Settings, folder: Path) -> Lesson:
@@ -63,12 +65,14 @@ def prepare(patcher, clip, prompts: list[str], settings: Settings, folder: Path)
     encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
     store = Spill(folder)
     negative = encode("")
-    positive = [store.keep(encode(p)) for p in prompts]
+    texts, pairs = lesson(prompts)
+    positive = [store.keep(encode(text)) for text in texts]
     latent = empty_latent(patcher, settings.width, settings.height)
     # Only what is learned on stays on the device.
     comfy.model_management.unload_all_models()
     sampling = patcher.get_model_object("model_sampling")
-    return Lesson(positive, negative, latent, comfy.samplers.calculate_sigmas(sampling, "simple", settings.sampling_steps))
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", settings.sampling_steps)
+    return Lesson(positive, negative, latent, sigmas, pairs)
 
 
 def empty_latent(patcher, width: int, height: int) -> torch.Tensor:
@@ -177,13 +181,13 @@ def differentiable() -> Iterator[OutOfPlace]:
 class _Loaded:
     """A loaded ComfyUI model as :class:`uniforget.learn.Model`."""
 
-    def __init__(self, guider, sites: list[Site], sigmas: torch.Tensor, latent: torch.Tensor, prompts: int, model_options):
+    def __init__(self, guider, sites: list[Site], sigmas: torch.Tensor, latent: torch.Tensor, lesson: Lesson, model_options):
         self.model = guider.inner_model
         self.sites = sites
         self.layers = find_layers({n: tuple(p.shape) for n, p in weights_of(self.model.diffusion_model).items()})[1]
         self.modules = modules_of(self.model.diffusion_model)
         self.sigmas = sigmas.detach().clone().float()
-        self.prompts = prompts
+        self.prompts, self.pairs = len(lesson.positive), lesson.pairs
         self.latent = latent[:1].detach().clone()
         self.options = dict(model_options.get("transformer_options", {}))
         positive = [self._conditions(c) for c in guider.conds["positive"]]
@@ -262,7 +266,7 @@ def loaded(patcher, sites: list[Site], lesson: Lesson, batch: int, run: Callable
     """
 
     def inside(guider, sigmas, latent, model_options):
-        return run(_Loaded(guider, sites, sigmas, latent, len(lesson.positive), model_options))
+        return run(_Loaded(guider, sites, sigmas, latent, lesson, model_options))
 
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_conds([entry for conditioning in lesson.positive for entry in conditioning[:1]], lesson.negative)

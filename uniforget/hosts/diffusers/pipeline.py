@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...errors import LearnError
+from ...learn.found import lesson
 from ...learn.model import by_group, fetch, grouped
 from ...learn.spill import Spill
 from .apply import find_modules, layers_of
@@ -39,7 +40,7 @@ class PipelineModel:
 
     Args:
         pipe: loaded, without offloading; its scheduler gives the noise levels, and stays as it is.
-        prompts: what may be asked for by number.
+        prompts: what may be asked for by number; some may have answers (:class:`uniforget.prompts.Prompt`).
         negative: what -1 asks for; None: what the pipeline takes when it is given no negative prompt.
         width, height: of the pictures, in pixels.
         cfg: guidance that distilled models (FLUX.1-dev) read as a number; None: the pipeline's default. Guidance by a second
@@ -71,6 +72,7 @@ class PipelineModel:
     ):
         if not prompts:
             raise LearnError("Expected at least one prompt to learn on, found none.")
+        prompts, self.pairs = lesson(prompts)
         _, self.denoiser = denoiser(pipe)
         others = [part for part in pipe.components.values() if isinstance(part, nn.Module) and part is not self.denoiser]
         _refuse_offloading(pipe, [self.denoiser, *others])
