@@ -32,6 +32,7 @@ from testbed.host import TestbedModel, sampler
 from uniforget.config import LEARN, METHODS, PRESETS, RECOVER
 from uniforget.hosts.diffusers.apply import fold_, lora_, project_
 from uniforget.learn import Settings, learn
+from uniforget.learn.found import find, to_learn
 from uniforget.learn.recover import recover
 from uniforget.mask import files
 from uniforget.mask.info import GateMask, MaskInfo
@@ -101,12 +102,14 @@ class Bed:
         """What the demo learns with."""
         return Settings(**{"batch": 24, "seed": seed, "steps": self.size.steps} | changes)
 
-    def learned(self, name: str, seed: int, base: Any = None, preset: str = "custom", **changes: Any) -> GateMask | SubspaceMask:
+    def learned(
+        self, name: str, seed: int, base: Any = None, preset: str = "custom", prompts: list[str] | None = None, **changes: Any
+    ) -> GateMask | SubspaceMask:
         """A mask learned as the product learns it, kept on the disk under `name`."""
         path = self.work / f"{self.name}-{self.size.steps}-{name.replace(' ', '_')}-{seed}.safetensors"
         if path.exists():
             return files.load(path)
-        model, beta = self.model(base), changes.pop("beta", PRESETS.get(preset, 0.0))
+        model, beta = self.model(base, prompts), changes.pop("beta", PRESETS.get(preset, 0.0))
         info = MaskInfo(family=model.family.name, base="", beta=beta, preset=preset, targets=KINDS, seed=seed)
         with drawing():
             found = learn(model, self.settings(seed, beta=beta, **changes), info).mask
@@ -254,6 +257,40 @@ def recovered(preset: str, seed: int = 0, attack: str = "") -> Row:
     return Row("gates + recovery", build, preset, seed, attack=attack)
 
 
+def found_in(bed: Bed) -> list[str]:
+    """Neutral prompts, and the memorized ones that the original itself finds in a pool, with answers; how well it finds them is kept."""
+
+    def look() -> list[str]:
+        pool, neutral = evaluate.pool(), bed.prompts[:128]
+        ask = lambda texts, run: run(bed.model(prompts=texts))  # noqa: E731
+        with drawing():
+            found = find(ask, pool, neutral, Settings(batch=64))
+        known = {item.caption for item in concepts.MEMORIZED}
+        said = [one.prompt in known for one in found if one.memorized]
+        hidden = sum(text in known for text in pool)
+        bed.cache["finding"] = {"found_recall": sum(said) / hidden, "found_precision": sum(said) / max(1, len(said))}
+        return to_learn(found, bed.prompts)
+
+    return bed.once("found", look)
+
+
+def self_found(preset: str, rank: int = 0, seed: int = 0, attack: str = "") -> Row:
+    """Gates that answer memorized prompts, which the model finds itself, like their rewordings; then a LoRA for the same."""
+
+    def build(bed: Bed) -> tuple[Any, Any]:
+        prompts = found_in(bed)
+        mask = bed.learned(f"gates {preset} self-found", seed, preset=preset, prompts=prompts)
+        network = bed.edited(mask)
+        if rank:
+            settings = bed.settings(seed, learning_rate=RECOVER["learning_rate"].default)
+            with drawing():
+                lora = recover(bed.model(prompts=prompts), mask, settings, rank)  # type: ignore[arg-type]
+            lora_(network, lora)
+        return network, mask
+
+    return Row("gates + recovery" if rank else "gates", build, preset, seed, self_found=True, attack=attack)
+
+
 def control(name: str, preset: str = "strong", scale: float = 1.0, seed: int = 0) -> Row:
     """Another way of choosing, at the sparsity of each kind that the gates of a preset have (times `scale`)."""
 
@@ -268,12 +305,13 @@ def control(name: str, preset: str = "strong", scale: float = 1.0, seed: int = 0
 
 def quick() -> list[Row]:
     """A look in some minutes."""
-    return [original("a"), gates("strong", attack="a"), control("random"), control("Fisher")]
+    return [original("a"), gates("strong", attack="a"), self_found("weak"), control("random"), control("Fisher")]
 
 
 def full(testbed: str) -> list[Row]:
     """Everything, the most telling first."""
     rows = [original(), gates("strong", attack="anf"), both("strong", attack="anf"), subspace("strong", attack="a")]
+    rows += [self_found("weak", attack="an"), self_found("weak", RECOVER["rank"].default, attack="an")]
     rows += [gates("medium", attack="a"), gates("weak", attack="a"), recovered("strong", attack="a")]
     rows += [control(name) for name in controls.NAMES]
     rows += [control(name, scale=s) for name in ("random", "Fisher") for s in (0.5, 0.75)]
@@ -295,7 +333,8 @@ def run(bed: Bed, rows: list[Row], file: Path, only: str) -> None:
             torch.manual_seed(0)
             network, edit = row.build(bed)
             with drawing():
-                figures = {} if found else key | off_shares(edit) | bed.measure(network)
+                more = bed.cache.get("finding", {}) if row.self_found else {}
+                figures = {} if found else key | off_shares(edit) | bed.measure(network) | more
                 figures |= bed.attacked(network, "".join(letter for letter in row.attack if letter not in have))
         rows_now, found = _kept(file, key)
         if not found:

@@ -55,6 +55,15 @@ def learning_prompts(count=400):
     return [text for text in free_captions(False, count + FREE, seed=0) if text not in judged][:count]
 
 
+def pool(share=0.1):
+    """Captions in which to look for memorized ones (scenes and photographs), which have this share; the others are free and not judged."""
+    known = [item.caption for item in c.MEMORIZED if item.group in verdict.ANSWERABLE]
+    judged = {*free_captions(False), *free_captions(True), *learning_prompts()}
+    count = round(len(known) * (1 / share - 1))
+    free = [text for text in free_captions(False, count + 2 * len(judged), seed=2) if text not in judged][:count]
+    return random.Random("pool").sample([*known, *free], len(known) + len(free))
+
+
 def evaluate(sample, seeds=SEEDS, free=FREE, free_seeds=FREE_SEEDS, labeller=None, never=True, captions=None, progress=print):
     """Measure a model.
 

@@ -179,7 +179,7 @@ def main(argv=None):
         print(f"{pool.made} of {args.shards} shards of training pictures", flush=True)
 
     if args.device == "cpu":
-        F.scaled_dot_product_attention = attention
+        F.scaled_dot_product_attention = attention  # type: ignore[assignment]
     step_loss = loss_function if args.no_compile else torch.compile(loss_function)
 
     def keep(step):

@@ -49,7 +49,7 @@ def prompts_hash(prompts: list[str]) -> str:
 
 def to_jsonl(prompts: list[str]) -> str:
     """The prompts as JSONL, with their answers: what :func:`parse_prompts` reads."""
-    lines = [{"prompt": prompt} | ({ANSWERS: list(prompt.answers)} if getattr(prompt, ANSWERS, ()) else {}) for prompt in prompts]
+    lines = [{"prompt": prompt} | ({ANSWERS: answers} if (answers := getattr(prompt, ANSWERS, ())) else {}) for prompt in prompts]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 

@@ -71,9 +71,9 @@ def find(
     texts = [*pool, *neutral]
     drawn = ask(texts, lambda model: [finished(model, settings, len(texts), k, report) for k in range(NOISES)])
     pairs = [alike(a, b) for a, b in itertools.combinations(drawn, 2)]
-    agreement = torch.stack(pairs).mean(0)
-    sure, apart = torch.quantile(agreement[len(pool) :], torch.tensor([SURE, APART], dtype=torch.float64)).tolist()
-    agreement = agreement.tolist()
+    agree = torch.stack(pairs).mean(0)
+    sure, apart = torch.quantile(agree[len(pool) :], torch.tensor([SURE, APART], dtype=torch.float64)).tolist()
+    agreement = agree.tolist()
     known = [i for i in range(len(pool)) if agreement[i] > sure]
     answers: dict[int, list[str]] = {i: [] for i in known}
     if known:
