@@ -12,6 +12,7 @@ def all_nodes():
     from .demo import DemoModel
     from .drawguard import MemorizationGuard
     from .embedded import EmbeddedMask
+    from .find import FindMemorized
     from .guard import guarded
     from .learn import LearnMask
     from .maskio import LoadMask, SaveMask
@@ -27,7 +28,7 @@ def all_nodes():
     from .threshold import SetThreshold
     from .variety import SeedVariety
 
-    learning = [LearnMask, RecoverQuality]
+    learning = [LearnMask, FindMemorized, RecoverQuality]
     using = [
         ApplyMask,
         MemorizationGuard,

@@ -15,6 +15,7 @@ const LINES = {
   UniForgetSaveMask: 5,
   UniForgetEmbeddedMask: 4,
   UniForgetCombine: 5,
+  UniForgetFind: 6,
   UniForgetVariety: 4,
   UniForgetThreshold: 4,
   UniForgetSaveSanitized: 6,

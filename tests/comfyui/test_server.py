@@ -16,7 +16,15 @@ NODE_IDS = {
     *("UniForgetApply", "UniForgetCombine", "UniForgetCompare", "UniForgetDemoScore", "UniForgetThreshold"),
     *("UniForgetSaveSanitized", "UniForgetCompact", "UniForgetLoadCompact", "UniForgetRecover", "UniForgetReport"),
     *("UniForgetMaskMap", "UniForgetEmbeddedMask"),
-    *("UniForgetPreview", "UniForgetSweep", "UniForgetVariety", "UniForgetCleanLora", "UniForgetAttackCheck", "UniForgetGuard"),
+    *(
+        "UniForgetPreview",
+        "UniForgetSweep",
+        "UniForgetVariety",
+        "UniForgetFind",
+        "UniForgetCleanLora",
+        "UniForgetAttackCheck",
+        "UniForgetGuard",
+    ),
     *("UniForgetPictureCheck", "UniForgetPromptCheck"),
 }
 FILES = {"ckpt_name", "lora_name", "mask_name", "model_name", "image"}

@@ -187,6 +187,18 @@ class Settings:
 LEARN = params(Settings)
 
 FIND = table(*(LEARN[name] for name in ("sampling_steps", "batch", "width", "height", "seed")))
+# What the node asks beside that; on the command line, lists of prompts are files.
+FIND_IN = table(
+    Param(
+        "pool",
+        "",
+        "Prompts or captions to look through, one a line: your own, or a list from the internet. The more, the better; each takes as long "
+        "as two pictures of the size below.",
+        "text",
+    ),
+    LEARN["prompts"],
+    *FIND.values(),
+)
 
 APPLY = table(
     Param(

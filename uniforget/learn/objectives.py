@@ -119,8 +119,9 @@ class Objective(ABC):
         return fetch(self.cache.states[rows, k], self.device).float()
 
 
-# Weight of a step where student and teacher are asked different prompts. Which picture it will be is decided in the first steps, and
-# these are the shortest: weighed as steps of the same prompt are, by their length, they would count least.
+# Where student and teacher are asked different prompts, only the first half of the steps is compared, in which it is decided which picture
+# it will be; later on, both see it in the latents. Those steps are the shortest: with the weights of the others, by length, they
+# would count least.
 REDIRECTED = 10.0
 
 
@@ -134,6 +135,7 @@ class Stepwise(Objective):
         super().__init__(model, cache, settings, generator, install)
         gaps = model.sigmas[:-1] - model.sigmas[1:]
         self.weights = gaps / gaps.mean()
+        self.early = -(-self.steps // 2)
         self.redirected = torch.tensor([a != b for a, b in zip(cache.which, cache.answers, strict=True)])
 
     def items(self) -> int:
@@ -164,6 +166,7 @@ class Stepwise(Objective):
     def losses(self, chosen):
         rows = [i // self.steps for i in chosen]
         ks = torch.tensor([i % self.steps for i in chosen])
+        ks = torch.where(self.redirected[rows], ks % self.early, ks)
         which, answers = ([of[r] for r in rows] for of in (self.cache.which, self.cache.answers))
         x, wanted, unwanted = self._states(rows, ks, which, answers)
         ks, redirected = fetch(ks, self.device), fetch(self.redirected[rows], self.device)
