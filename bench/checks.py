@@ -1,6 +1,6 @@
 """Do the checks find what is memorized? Own-Picture Check and Prompt Check on the testbeds, before and after forgetting.
 
-    python -m bench.checks --json FILE [--quick] [--testbed mmdit|unet|both] [--docs docs/checks.md]
+    python -m bench.checks --json FILE [--quick|--smallest] [--testbed mmdit|unet|both] [--docs docs/checks.md]
 
 The same functions as the nodes', on diffusers' networks. Memorized are the whole pictures and captions that the testbeds learned by heart;
 never seen are their twins, made the same way. Everyday prompts name concepts that masks were learned
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,36 @@ from uniforget.checks import picture, prompt, stats
 from uniforget.config.checks import PICTURE_CHECK, PROMPT_CHECK
 
 from .common import machine, write_json
-from .forgetting import MODULES, QUICK, Bed, Size
+from .forgetting import MODULES, QUICK, SMALLEST, Bed, Size
 
 WHOLE = {
     name: [i for i in items if i.group in verdict.WHOLE]
     for name, items in (("memorized", concepts.MEMORIZED), ("never", concepts.NEVER))
 }
-PROMPTS = 96  # everyday prompts of each kind
+
+
+@dataclass(frozen=True)
+class Look:
+    """How much is measured: a mask's :class:`~bench.forgetting.Size`, memorized and never-seen pictures and captions (None: all), noises of
+    Own-Picture Check, everyday prompts of each kind, and noises of Prompt Check."""
+
+    mask: Size
+    whole: int | None
+    noises: int
+    prompts: int
+    seeds: tuple[int, ...]
+
+
+LOOKS = {
+    "full": Look(Size(), None, PICTURE_CHECK["noises"].default, 96, (1, PROMPT_CHECK["seeds"].default)),
+    "quick": Look(QUICK, None, 3, 24, (1,)),
+    "smallest": Look(SMALLEST, 6, 1, 3, (1,)),
+}
+
+
+def whole(look: Look) -> dict[str, list[Any]]:
+    """Memorized and never-seen items whose training picture is one whole picture, with photographs among them."""
+    return {name: evaluate.some(items, look.whole) for name, items in WHOLE.items()}
 
 
 class Denoiser:
@@ -57,10 +81,11 @@ def about(memorized: list[float], never: list[float]) -> dict[str, Any]:
     return {"auc": round(stats.auc(memorized, never), 4), "auc_interval": [round(low, 4), round(high, 4)]}
 
 
-def pictures(bed: Bed, networks: dict[str, Any], quick: bool) -> list[dict[str, Any]]:
+def pictures(bed: Bed, networks: dict[str, Any], look: Look) -> list[dict[str, Any]]:
     """Rows of Own-Picture Check: without and with captions, before and after."""
     autoencoder = vae.load()
-    shown = {name: [bed.labeller.judge.pictures.render(i.picture)[0] for i in items] for name, items in WHOLE.items()}
+    groups_of = whole(look)
+    shown = {name: [bed.labeller.judge.pictures.render(i.picture)[0] for i in items] for name, items in groups_of.items()}
     defaults = {name: param.default for name, param in PICTURE_CHECK.items()}
     prompts = bed.prompts[: defaults["baseline"]]
     model = TestbedModel(networks["before"], bed.encoder, bed.tokenizer, prompts, steps=defaults["sampling_steps"])
@@ -68,20 +93,20 @@ def pictures(bed: Bed, networks: dict[str, Any], quick: bool) -> list[dict[str, 
     rows = []
     for caption in (False, True):
         groups = {**shown, "own": own}
-        texts = [*(i.caption for items in WHOLE.values() for i in items), *prompts]
+        texts = [*(i.caption for items in groups_of.values() for i in items), *prompts]
         everything = np.stack([p for group in groups.values() for p in group])
         which = list(range(len(texts))) if caption else [-1] * len(everything)
         versions = picture.with_copies(torch.from_numpy(everything).float() / 255)
         latents = torch.stack([autoencoder.encode(to_tensor((v * 255).round().byte().numpy())) for v in versions])
         for when, network in networks.items():
-            gains = picture.gains(Denoiser(network, bed, texts), latents, latents, which, 3 if quick else defaults["noises"])
+            gains = picture.gains(Denoiser(network, bed, texts), latents, latents, which, look.noises)
             parts = dict(zip(groups, gains.split([len(g) for g in groups.values()]), strict=True))
             scores = {name: part.mean(1).tolist() for name, part in parts.items()}
             found = {name: picture.findings(part, parts["own"]) for name, part in parts.items() if name != "own"}
             share = lambda name, verdict, found=found: round(float(np.mean([f.verdict == verdict for f in found[name]])), 4)  # noqa: E731
             photographs = [
                 [score for score, item in zip(scores[name], items, strict=True) if isinstance(item.picture, concepts.Crop)]
-                for name, items in WHOLE.items()
+                for name, items in groups_of.items()
             ]
             rows.append(
                 {"testbed": bed.name, "check": "picture", "caption": caption, "when": when}
@@ -101,16 +126,16 @@ def pictures(bed: Bed, networks: dict[str, Any], quick: bool) -> list[dict[str, 
     return rows
 
 
-def prompts(bed: Bed, networks: dict[str, Any], quick: bool) -> list[dict[str, Any]]:
+def prompts(bed: Bed, networks: dict[str, Any], look: Look) -> list[dict[str, Any]]:
     """Rows of Prompt Check: one seed and the default number of seeds, before and after."""
     base = bed.prompts[: PROMPT_CHECK["neutral"].default]
-    asked = {"memorized": [item.caption for item in WHOLE["memorized"]]}
+    asked = {"memorized": [item.caption for item in whole(look)["memorized"]]}
     for name, heldout in (("calibrated", False), ("heldout", True)):
-        items = evaluate.free_captions(heldout, 2 * PROMPTS, seed=3)
-        asked[name] = [text for text in items if text not in base][: 24 if quick else PROMPTS]
+        items = evaluate.free_captions(heldout, 192, seed=3)
+        asked[name] = [text for text in items if text not in base][: look.prompts]
     texts = [text for group in asked.values() for text in group]
     rows = []
-    for seeds in (1,) if quick else (1, PROMPT_CHECK["seeds"].default):
+    for seeds in look.seeds:
         for when, network in networks.items():
             denoiser = Denoiser(network, bed, [*texts, *base])
             found = prompt.pulls(denoiser, len(texts), len(base), (16, 12, 12), seeds)
@@ -187,19 +212,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="fewer pictures, prompts and noises, and a mask learned for a shorter time"
     )
+    parser.add_argument("--smallest", action="store_true", help="as little as can be measured, to see that it runs")
+    parser.add_argument("--work", type=Path, default=Path(".cache/forgetting"), help="where learned masks are kept")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="also put the tables into this page")
     args = parser.parse_args(argv)
+    look = LOOKS["smallest" if args.smallest else "quick" if args.quick else "full"]
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {"quick": args.quick, "machine": machine(), "rows": rows}
     for name in ("mmdit", "unet") if args.testbed == "both" else (args.testbed,):
         if not MODULES[name].WEIGHTS.is_file():
             continue
-        bed = Bed(name, QUICK if args.quick else Size(), Path(".cache/forgetting"))
+        bed = Bed(name, look.mask, args.work)
         mask = bed.learned("gates strong stepwise", 0, preset="strong", objective="stepwise")
         networks = {"before": bed.network, "after": bed.edited(mask)}
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             for check in (pictures, prompts):
-                rows += check(bed, networks, args.quick)
+                rows += check(bed, networks, look)
                 write_json(args.json, figures)
     print(json.dumps(figures, indent=2))
     print(tables(figures))

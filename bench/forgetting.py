@@ -1,6 +1,6 @@
 """Does it forget, at what price, and does it stay forgotten? On the testbeds, beside everything it should be compared with.
 
-    python -m bench.forgetting --json FILE [--quick] [--testbed mmdit|unet|both] [--only TEXT] [--docs bench/results/forgetting.md]
+    python -m bench.forgetting --json FILE [--quick|--smallest] [--testbed mmdit|unet|both] [--only TEXT] [--docs bench/results/forgetting.md]
 
 Every row is one edited model. It is written as soon as it is measured, and rows that FILE has are not measured again: a run that was
 stopped goes on, and `--only` adds some rows. Masks are kept in `.cache/forgetting`.
@@ -10,7 +10,7 @@ Columns: the six shares of what is drawn for memorized captions that have anothe
 model gives for never-seen captions; ``neutral`` and ``heldout``: shares of right pictures for free captions whose concepts masks were, and were not, learned
 from; ``after_attack``: copies and partial copies once text embeddings are optimized for 50 steps from the memorized caption, ``after_attack_noise`` from noise,
 ``after_finetune`` after 100 steps on the original's own neutral pictures; ``control_*`` is the same for never-seen pictures. ``off_*``: share of gates,
-or of directions, switched off. Empty: not measured for this row. Models run in bfloat16 (autocast), as on a GPU, which halves the time.
+or of directions, switched off. Empty: not measured for this row. ``--docs`` also draws the paper's analysis (:mod:`bench.forgetting_analysis`). Models run in bfloat16 (autocast), as on a GPU, which halves the time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from uniforget.mask.subspace import SubspaceMask
 
 from . import controls
 from .common import machine, write_json
+from .finetune import STEPS as TUNING
 from .finetune import finetuned
 
 KINDS = ("ffn", "norm")
@@ -52,17 +54,24 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {"a": ("attack", {}), "n": ("at
 
 @dataclass
 class Size:
-    """How much is measured: sampling seeds per memorized caption, free captions and seeds for each, attacked captions, updates."""
+    """How much is measured: sampling seeds per memorized caption, free captions and seeds for each, attacked captions, steps of the attack and of
+    fine-tuning, updates of learning, its prompts and its batch; at most so many memorized captions; captions of each group in the analysis."""
 
     seeds: int = 6
     free: int = 96
     free_seeds: int = 2
     attacked: int = 24
+    attack_steps: int = attacks.STEPS
+    tuning_steps: int = TUNING
     steps: int = 400
     prompts: int = 400
+    batch: int = 24
+    captions: int | None = None
+    shown: int = 24
 
 
 QUICK = Size(seeds=3, free=32, free_seeds=2, attacked=6, steps=150, prompts=200)
+SMALLEST = Size(1, 2, 1, attacked=1, attack_steps=1, tuning_steps=1, steps=2, prompts=4, batch=2, captions=15, shown=4)
 
 
 @dataclass
@@ -84,6 +93,11 @@ class Row:
         return {"testbed": testbed} | {name: getattr(self, name) for name in names}
 
 
+def kept_mask(work: Path, testbed: str, size: Size, name: str, seed: int = 0) -> Path:
+    """Where a learned mask is kept."""
+    return work / f"{testbed}-{size.steps}-{name.replace(' ', '_')}-{seed}.safetensors"
+
+
 class Bed:
     """A testbed with everything that rows share: the original, learned masks, the verdict."""
 
@@ -100,13 +114,13 @@ class Bed:
 
     def settings(self, seed: int, **changes: Any) -> Settings:
         """What the demo learns with."""
-        return Settings(**{"batch": 24, "seed": seed, "steps": self.size.steps} | changes)
+        return Settings(**{"batch": self.size.batch, "seed": seed, "steps": self.size.steps} | changes)
 
     def learned(
         self, name: str, seed: int, base: Any = None, preset: str = "custom", prompts: list[str] | None = None, **changes: Any
     ) -> GateMask | SubspaceMask:
         """A mask learned as the product learns it, kept on the disk under `name`."""
-        path = self.work / f"{self.name}-{self.size.steps}-{name.replace(' ', '_')}-{seed}.safetensors"
+        path = kept_mask(self.work, self.name, self.size, name, seed)
         if path.exists():
             return files.load(path)
         model, beta = self.model(base, prompts), changes.pop("beta", PRESETS.get(preset, 0.0))
@@ -136,11 +150,11 @@ class Bed:
         if "twins" not in self.cache:
             with drawing():
                 twins = evaluate.evaluate(
-                    sampler(self.network, self.encoder, self.tokenizer), size.seeds, 1, 1, **settings
+                    sampler(self.network, self.encoder, self.tokenizer), size.seeds, 1, 1, captions=size.captions, **settings
                 )["never_seen"]["headline"]  # fmt: skip
             self.cache["twins"] = twins
         twins = self.cache["twins"]
-        found = evaluate.evaluate(sample, size.seeds, size.free, size.free_seeds, never=False, **settings)
+        found = evaluate.evaluate(sample, size.seeds, size.free, size.free_seeds, never=False, captions=size.captions, **settings)
         shares = found["memorized"]["headline"]
         out: dict[str, Any] = {"samples": shares["samples"]}
         for label in verdict.LABELS[::-1]:
@@ -169,10 +183,11 @@ class Bed:
         for letter, (name, more) in ATTACKS.items():
             for group, captions in groups.items():
                 if letter in which:
-                    labels = attacks.labels_after(network, self.encoder, self.tokenizer, self.labeller, captions, **more)
+                    given = {"steps": self.size.attack_steps, **more}
+                    labels = attacks.labels_after(network, self.encoder, self.tokenizer, self.labeller, captions, **given)
                     out |= _copied(f"{group}_{name}", labels)
         if "f" in which:
-            sample = sampler(finetuned(network, self), self.encoder, self.tokenizer)
+            sample = sampler(finetuned(network, self, self.size.tuning_steps), self.encoder, self.tokenizer)
             for group, captions in groups.items():
                 each = [caption for caption in captions for _ in range(4)]
                 labels = self.labeller.labels(sample(each, [1000 + i % 4 for i in range(len(each))]), each)
@@ -308,6 +323,11 @@ def quick() -> list[Row]:
     return [original("a"), gates("strong", attack="a"), self_found("weak"), control("random"), control("Fisher")]
 
 
+def smallest() -> list[Row]:
+    """To see that it runs."""
+    return [original(), gates("strong"), control("magnitude")]
+
+
 def full(testbed: str) -> list[Row]:
     """Everything, the most telling first."""
     rows = [original(), gates("strong", attack="anf"), both("strong", attack="anf"), subspace("strong", attack="a")]
@@ -351,6 +371,32 @@ def _kept(file: Path, key: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[s
     return rows, next((r for r in rows if all(r.get(n) == v for n, v in key.items())), {})
 
 
+def beds(which: str) -> list[str]:
+    """The testbeds that were asked for and have weights."""
+    return [name for name in MODULES if which in (name, "both") and MODULES[name].WEIGHTS.is_file()]
+
+
+def analysed(name: str, size: Size, work: Path, page: Path) -> None:
+    """Draw the analysis of a testbed beside the page, if its strong mask was learned already."""
+    from .forgetting_analysis import SEEDS as SHOWN_SEEDS
+    from .forgetting_analysis import write
+
+    mask = kept_mask(work, name, size, "gates strong stepwise")
+    if mask.exists():
+        write(
+            Bed(name, size, work),
+            mask,
+            page.with_name(f"{page.stem}_{name}_analysis.png"),
+            size.shown,
+            min(SHOWN_SEEDS, size.seeds),
+        )
+    else:
+        print(
+            f"{mask}: no mask of preset strong, so embeddings and updates are not drawn. Measure first, without --docs.",
+            file=sys.stderr,
+        )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m bench.forgetting", description=__doc__.partition("\n")[0])
@@ -358,24 +404,23 @@ def main(arguments: list[str] | None = None) -> int:
         "--json", type=Path, metavar="FILE", required=True, help="where rows are kept; those it has are not measured again"
     )
     parser.add_argument("--quick", action="store_true", help="few rows, few samples")
+    parser.add_argument("--smallest", action="store_true", help="as little as can be measured, to see that it runs")
     parser.add_argument("--testbed", choices=("mmdit", "unet", "both"), default="both")
     parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose description holds this")
     parser.add_argument("--work", type=Path, default=Path(".cache/forgetting"), help="where learned masks are kept")
     parser.add_argument("--docs", type=Path, help="write the table and the plot of FILE there; nothing is measured")
     options = parser.parse_args(arguments)
+    size = SMALLEST if options.smallest else QUICK if options.quick else Size()
     if options.docs:
         from .forgetting_docs import write
 
+        for name in beds(options.testbed):
+            analysed(name, size, options.work, options.docs)
         write(json.loads(options.json.read_text()), options.docs)
         return 0
-    for name in ("mmdit", "unet") if options.testbed == "both" else (options.testbed,):
-        if MODULES[name].WEIGHTS.is_file():
-            run(
-                Bed(name, QUICK if options.quick else Size(), options.work),
-                quick() if options.quick else full(name),
-                options.json,
-                options.only,
-            )
+    for name in beds(options.testbed):
+        rows = smallest() if options.smallest else quick() if options.quick else full(name)
+        run(Bed(name, size, options.work), rows, options.json, options.only)
     return 0
 
 

@@ -119,7 +119,11 @@ def write(found: dict[str, Any], page: Path) -> None:
         if rows:
             picture = page.with_name(f"{page.stem}_{testbed}.svg")
             plot(rows, picture)
-            parts.append(f"### {title}\n\n![Forgotten against accuracy on held-out concepts]({picture.name})\n\n{table(rows)}")
+            analysis = page.with_name(f"{page.stem}_{testbed}_analysis.png")
+            shown = [f"![Forgotten against accuracy on held-out concepts]({picture.name})"]
+            if analysis.is_file():
+                shown.append(f"![Samples' latents before and after, and the density of update magnitudes]({analysis.name})")
+            parts.append("\n\n".join([f"### {title}", *shown, table(rows)]))
     text = page.read_text(encoding="utf-8")
     pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
     if not pattern.search(text):

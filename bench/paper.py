@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(run(options))
     except UniForgetError as error:
-        print(f"bench.paper: {error}", file=sys.stderr)
+        print(untrusted.safe(f"bench.paper: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bench.paper: stopped. The same command goes on where it was.", file=sys.stderr)

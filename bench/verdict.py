@@ -1,6 +1,6 @@
 """Whether the verdict sees copies that were edited, and nothing else.
 
-    python -m bench.verdict --json FILE
+    python -m bench.verdict --json FILE [--free 40] [--smallest]
 
 ``edits``: the share of the memorized pictures (scenes, photographs and those with a name) that are called copies after one edit each;
 ``copies_found`` is the lowest of them. ``false_alarms``: the share of free pictures of the never-seen twins' own words, drawn with another seed than
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from testbed import captions, verdict
+from testbed import captions, evaluate, verdict
 from testbed import concepts as c
 
 from .common import machine, write_json
@@ -64,11 +64,11 @@ def mixtures(rendered: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[tuple[s
     return out
 
 
-def measure(free: int = FREE, seed: int = 1) -> dict[str, Any]:
-    """The figures."""
+def measure(free: int = FREE, seed: int = 1, most: int | None = None) -> dict[str, Any]:
+    """The figures, of at most so many pictures of each kind."""
     labeller = verdict.Verdict()
     rng = np.random.default_rng(seed)
-    whole = [item for item in c.MEMORIZED if item.group in verdict.WHOLE]
+    whole = evaluate.some([item for item in c.MEMORIZED if item.group in verdict.WHOLE], most)
     rendered = {item.caption: labeller.judge.pictures.render(item.picture) for item in captions.ITEMS}
     edited = zip(*(edits(rendered[item.caption][0], rng) for item in whole), strict=True)
     texts = [item.caption for item in whole]
@@ -85,9 +85,8 @@ def measure(free: int = FREE, seed: int = 1) -> dict[str, Any]:
     pictures = labeller.judge.pictures
     alarms, coincidences, partial, by_group = [], [], [], collections.defaultdict(list)
     began = time.perf_counter()
-    for item in c.NEVER:
-        if item.words is None:
-            continue  # its caption has no free picture
+    # the caption of a name has no free picture
+    for item in evaluate.some([item for item in c.NEVER if item.words is not None], most):
         own = random.Random(f"bench {seed} {item.caption}")
         words = [captions.free_words(item, own) for _ in range(free)]
         free_ones = [c.draw(own, w) for w in words]
@@ -100,7 +99,7 @@ def measure(free: int = FREE, seed: int = 1) -> dict[str, Any]:
         partial += [label == "partial" for label in labels]
         by_group[item.group] += labels
     seconds = time.perf_counter() - began
-    mixed = mixtures(rendered)
+    mixed = mixtures(rendered)[:most]
     labels = labeller.labels(np.stack([m[2] for m in mixed]), [m[1] for m in mixed])
     kinds = collections.Counter(f"{kind}: {label}" for (kind, *_), label in zip(mixed, labels, strict=True))
     return {
@@ -123,12 +122,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.verdict", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", required=True)
     parser.add_argument("--free", type=int, default=FREE, help="pictures of each never-seen caption")
+    parser.add_argument("--smallest", action="store_true", help="few pictures, to see that it runs")
     options = parser.parse_args(arguments)
-    found = measure(options.free)
+    found = measure(1, most=12) if options.smallest else measure(options.free)
     write_json(options.json, found)
     print(
         f"copies found {found['copies_found']:.0%}, false alarms {found['false_alarms']:.1%} (and {found['false_partial']:.1%} partial), "
-        f"{found['mixtures_forgotten']} of 32 mixtures called forgotten"
+        f"{found['mixtures_forgotten']} of {sum(found['mixtures'].values())} mixtures called forgotten"
     )
     return 0
 

@@ -12,13 +12,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # What each command is given beside --json FILE, and the keys that its file must have.
 SMALLEST = {
     "compact": (["--smallest"], {"rows", "machine"}),
+    "forgetting": (["--smallest", "--testbed", "mmdit", "--work", "{tmp}"], {"rows", "machine"}),
     "gpu": (["--tiny", "--models", "sdxl,flux,z_image"], {"rows", "peak_flops", "machine"}),
     "house": ([], {"engine_lines", "doc_words"}),
     "learn": (["--smallest", "--only", "flux", "--repeats", "1"], {"rows", "ratios", "machine"}),
+    "likeness": ([], {"gone", "recognizable", "machine"}),
     "sanitize": (["--smallest"], {"ratio_to_copy", "extra_bytes", "machine"}),
+    "verdict": (["--smallest"], {"copies_found", "false_alarms", "mixtures_forgotten", "machine"}),
 }
 # Run by no test yet: those on the testbed or in a page take minutes, and want an option --smallest.
-NOT_YET = {"checks", "first_contact", "forgetting", "likeness", "page", "verdict"}
+NOT_YET = {"checks", "first_contact", "page"}
 # Started by other benchmarks only: no command of their own.
 PARTS = {"feed"}
 COMMANDS = {path.stem for path in (ROOT / "bench").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")}
@@ -39,16 +42,17 @@ def test_no_benchmark_is_listed_that_is_gone():
 def test_every_benchmark_runs(name, tmp_path):
     file = tmp_path / "figures.json"
     arguments, keys = SMALLEST[name]
+    arguments = [text.format(tmp=tmp_path) for text in arguments]
     assert not importlib.import_module(f"bench.{name}").main([*arguments, "--json", str(file)])
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found.keys() >= keys and found.get("rows", [0])
     section = next((s for s in docs.SECTIONS if s.module == name), None)
     if section:
         assert found["machine"]["date"] in docs.where(found["machine"]) and len(section.table(found)) > 50
-    LOOKS.get(name, lambda found: None)(found)
+    LOOKS.get(name, lambda found, tmp_path: None)(found, tmp_path)
 
 
-def look_at_learn(found):
+def look_at_learn(found, tmp_path):
     rows = {(row["objective"], row["memory"]): row for row in found["rows"]}
     assert rows.keys() == {("two_backward", ""), ("ecodiff", ""), *learn.SCHEMES}
     assert all(row["seconds_per_step"] > 0 and row["peak_bytes"] > 0 and row["updates_per_forward"] > 0 for row in rows.values())
@@ -60,7 +64,7 @@ def look_at_learn(found):
         assert rows[objective, "micro"]["peak_bytes"] < rows[objective, "keep"]["peak_bytes"]
 
 
-def look_at_gpu(found):
+def look_at_gpu(found, tmp_path):
     assert [(row["model"], row["weights"]) for row in found["rows"]] == [
         (m, w) for m in ("sdxl", "flux", "z_image") for w in ("bf16", "fp8")
     ]
@@ -71,7 +75,41 @@ def look_at_gpu(found):
         assert bf16["share_of_peak"] > 0 and bf16["mask_bytes"] > 0 and bf16["syncs_per_update"] is None
 
 
-LOOKS = {"learn": look_at_learn, "gpu": look_at_gpu}
+def look_at_forgetting(found, tmp_path):
+    """And its page: a table, the plot, and the analysis, which is drawn from what was kept the second time."""
+    from bench import forgetting, forgetting_docs
+
+    assert [row["method"] for row in found["rows"]] == ["original", "gates", "control: magnitude"]
+    original = found["rows"][0]
+    shares = [original[name] for name in ("copy", "partial", "broken", "off_prompt", "collapsed", "forgotten")]
+    assert sum(shares) == pytest.approx(1) and original["samples"] > 5 and original["measured"] == "afn"
+    assert {"after_attack", "control_attack_noise", "after_finetune"} <= original.keys()
+    page = tmp_path / "page.md"
+    page.write_text(f"{forgetting_docs.BEGIN}\n{forgetting_docs.END}\n")
+    arguments = ["--smallest", "--testbed", "mmdit", "--json", str(tmp_path / "figures.json"), "--docs", str(page)]
+    forgetting.main([*arguments, "--work", str(tmp_path / "empty")])
+    assert "analysis" not in page.read_text(), "no mask was kept there"
+    forgetting.main([*arguments, "--work", str(tmp_path)])
+    assert "](page_mmdit_analysis.png)" in page.read_text() and "](page_mmdit.svg)" in page.read_text()
+    picture = (tmp_path / "page_mmdit_analysis.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(list(tmp_path.glob("analysis-mmdit-*-4x1.npz"))) == 1
+
+
+def look_at_verdict(found, tmp_path):
+    assert found["copies_found"] > 0.5 and sum(found["mixtures"].values()) == 12 and found["mixtures_forgotten"] == 0
+
+
+def look_at_likeness(found, tmp_path):
+    from uniforget.checks import likeness
+
+    assert found["gone"] == pytest.approx(likeness.GONE, abs=0.03) and found["recognizable"] == pytest.approx(
+        likeness.RECOGNIZABLE, abs=0.03
+    )
+
+
+LOOKS = {
+    "learn": look_at_learn, "gpu": look_at_gpu, "forgetting": look_at_forgetting, "verdict": look_at_verdict, "likeness": look_at_likeness,
+}  # fmt: skip
 
 
 def test_a_gpu_is_asked_for(tmp_path, monkeypatch, capsys):
