@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from bench import controls, forgetting, forgetting_docs
+from bench import controls, forgetting, forgetting_analysis, forgetting_docs
 from testbed import attack, concepts, evaluate, host, vae, verdict
 from testbed import model as testbed
 from testbed.data import to_tensor
@@ -87,6 +88,50 @@ def test_the_attack_finds_what_the_model_knows(loaded):
     assert loss(hidden, pooled) < 0.7 * loss(*begin)
     drawn, _ = attack.attack(*loaded, [other], x0, start="noise", steps=0)
     assert float((drawn - start).abs().mean()) > 0.1 and float(drawn.std()) == pytest.approx(float(start.std()), rel=0.15)
+
+
+def test_update_magnitudes_are_those_of_a_known_flow():
+    """A model that always sees the clean picture 2: every step moves by (x - 2) / sigma times its length, which stays the same."""
+
+    class Known:
+        sigmas = torch.tensor([1.0, 0.5, 0.25, 0.0])
+        groups = [0]
+
+        def initial(self, count, generator):
+            return torch.zeros(count, 16, 12, 12)
+
+        def denoise(self, x, sigma, which):
+            return torch.full_like(x, 2.0)
+
+    latents, magnitudes = forgetting_analysis.samples(Known(), [0] * 3, [0, 1, 2])
+    assert torch.equal(latents, torch.full((3, 16, 12, 12), 2.0)) and magnitudes.tolist() == pytest.approx([2.0] * 3)
+
+
+def test_groups_of_the_analysis_are_told_apart(tmp_path, monkeypatch):
+    groups = forgetting_analysis.captions(5)
+    assert {name: len(texts) for name, texts in groups.items()} == {"memorized": 5, "twins": 5, "neutral": 5}
+    known, never = (
+        {item.caption for item in items if item.group in verdict.ANSWERABLE} for items in (concepts.MEMORIZED, concepts.NEVER)
+    )
+    assert set(groups["memorized"]) <= known and set(groups["twins"]) <= never and not set(groups["neutral"]) & (known | never)
+    random = np.random.default_rng(0)
+    found = {"group": np.repeat(list(groups), 5), "training": random.normal(size=(5, 8))}
+    found |= {
+        f"{what}_{when}": random.normal(size=(15, 8) if what == "latents" else 15)
+        for what in ("latents", "magnitudes")
+        for when in ("before", "after")
+    }
+    asked = []
+    monkeypatch.setattr(
+        forgetting_analysis,
+        "places",
+        lambda found: (
+            asked.append(found),
+            {n: random.normal(size=(k, 2)) for n, k in (("before", 15), ("after", 15), ("training", 5))},
+        )[1],
+    )
+    forgetting_analysis.plot(found, "title", tmp_path / "a.png")
+    assert len(asked) == 1 and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["mmdit", "unet"])
