@@ -325,7 +325,7 @@ def quick() -> list[Row]:
 
 def smallest() -> list[Row]:
     """To see that it runs."""
-    return [original(), gates("strong"), control("magnitude")]
+    return [original("af"), gates("strong")]
 
 
 def full(testbed: str) -> list[Row]:

@@ -128,7 +128,7 @@ def plot(found: dict[str, np.ndarray], title: str, path: Path) -> None:
             values = found[f"magnitudes_{when}"][own]
             right.plot(axis, gaussian_kde(values)(axis), color=colour, label=name)
             right.fill_between(axis, gaussian_kde(values)(axis), color=colour, alpha=0.15, linewidth=0)
-        left.scatter(*at["training"].T, s=28, marker="x", color="black", linewidths=0.8, label="training pictures", zorder=3)
+        left.scatter(*at["training"].T, s=60, marker="x", color="black", linewidths=0.7, label="training pictures", zorder=1)
         left.set(title=f"{when}: final latents, UMAP", xticks=[], yticks=[])
         right.set(title=f"{when}: update magnitude", ylabel="density")
     panels[1][1].set(xlabel="root mean square of a step, per noise level")

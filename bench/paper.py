@@ -65,7 +65,7 @@ def judges_of(options: argparse.Namespace, device: str) -> list[Judge]:
         model = judges.Onnx(options.detector, "--detector", options.detector_scale, 288, whole=True)
         found.append(Copies(model, [judges.stamp(options.detector), options.detector_scale]))
     if options.aesthetics:
-        model = judges.Onnx(options.aesthetics, "--aesthetics", options.aesthetics_scale, 224)
+        model = judges.Onnx(options.aesthetics, "--aesthetics", options.aesthetics_scale, 224, vectors=True)
         stamp = [
             judges.stamp(options.aesthetics),
             options.aesthetics_scale,

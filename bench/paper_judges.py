@@ -63,19 +63,20 @@ def scaled(pictures: Sequence[Image.Image], side: int, scale: str, whole: bool =
 
 
 class Onnx:
-    """A model in an ONNX file: pictures (n, 3, side, side) or, with ``vectors``, embeddings (n, d) in; float32 (n, d) out.
+    """A model in an ONNX file: pictures (n, 3, side, side) in, float32 (n, d) out.
 
     Args:
         option: that named it, for messages.
         scale: one of :data:`SCALES`; a model that takes uint8 gets bytes.
         side: of the pictures, where the file leaves it open.
         whole: see :func:`scaled`.
+        vectors: it may also take embeddings (n, d); then ``vectors`` says so.
 
     Raises:
         SettingError: onnxruntime is not installed, or cannot use the file.
     """
 
-    def __init__(self, path: Path, option: str, scale: str, side: int, whole: bool = False):
+    def __init__(self, path: Path, option: str, scale: str, side: int, whole: bool = False, vectors: bool = False):
         if not path.is_file():
             raise SettingError(f"{option} {path}: expected an ONNX file; found no such file. Check the path.")
         runtime = needed("onnxruntime", option)
@@ -92,21 +93,14 @@ class Onnx:
             ) from error
         inputs = self.session.get_inputs()
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
-        form = [(one.shape, one.type) for one in inputs]
-        shape = inputs[0].shape
-        if (
-            len(inputs) != 1
-            or inputs[0].type not in kinds
-            or len(shape) not in (2, 4)
-            or (len(shape) == 4 and shape[1] not in (3, "3"))
-        ):
-            raise self._fault("expected one input, pictures (n, 3, height, width) or vectors (n, d)", f"found {form}")
-        self.name, self.dtype, self.vectors = inputs[0].name, kinds[inputs[0].type], len(shape) == 2
-        self.rows = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else BATCH
-        self.side = shape[2] if len(shape) == 4 and isinstance(shape[2], int) else side
-        self.width = shape[1] if self.vectors and isinstance(shape[1], int) else None
-        if len(shape) == 4 and isinstance(shape[3], int) and shape[3] != self.side:
-            raise self._fault("expected square pictures", f"found {shape}")
+        shape = list(inputs[0].shape) if len(inputs) == 1 and inputs[0].type in kinds else []
+        pictures = len(shape) == 4 and shape[1] == 3 and (shape[2] == shape[3] or not all(isinstance(n, int) for n in shape[2:]))
+        if not pictures and not (vectors and len(shape) == 2):
+            wanted = "pictures (n, 3, height, width), as high as wide" + (", or vectors (n, d)" if vectors else "")
+            raise self._fault(f"expected one input, {wanted}", f"found {[(one.shape, one.type) for one in inputs]}")
+        self.name, self.dtype, self.vectors = inputs[0].name, kinds[inputs[0].type], not pictures
+        self.rows = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
+        self.side = next((n for n in shape[2:] if isinstance(n, int) and n > 0), side)
 
     def __call__(self, given: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
         """Float32 (n, d): embeddings, features or, with d = 1, scores.
@@ -115,26 +109,19 @@ class Onnx:
             SettingError: the model does not take or give what it should.
         """
         out = []
-        for at in range(0, len(given), self.rows):
-            part = given[at : at + self.rows]
-            count = len(part)
-            x = (
-                np.asarray(part)
-                if self.vectors
-                else scaled(part, self.side, "bytes" if self.dtype == np.uint8 else self.scale, self.whole)
-            )
-            x = np.concatenate([x, np.repeat(x[-1:], self.rows - count, 0)]) if count < self.rows else x
+        scale = "bytes" if self.dtype == np.uint8 else self.scale
+        for part in batches(given, self.rows or BATCH):
+            x = np.asarray(part) if self.vectors else scaled(part, self.side, scale, self.whole)
+            if self.rows:  # the file fixes how many there are: fill up the last ones
+                x = np.concatenate([x, np.repeat(x[-1:], self.rows - len(x), 0)])
+            x = x.round().astype(self.dtype) if self.dtype == np.uint8 else x.astype(self.dtype)
             try:
-                found = np.asarray(
-                    self.session.run(
-                        None, {self.name: x.round().astype(self.dtype) if self.dtype == np.uint8 else x.astype(self.dtype)}
-                    )[0]
-                )
+                found = np.atleast_1d(self.session.run(None, {self.name: x})[0])
             except Exception as error:
                 raise self._fault("it stops", _line(error)) from error
             if len(found) != len(x) or not np.isfinite(found).all():
                 raise self._fault("expected a row of finite numbers for each picture", f"found {found.shape}")
-            out.append(found.reshape(len(x), -1)[:count].astype(np.float32))
+            out.append(found.reshape(len(x), -1)[: len(part)].astype(np.float32))
         return np.concatenate(out)
 
     def _fault(self, expected: str, found: str) -> SettingError:
@@ -260,10 +247,10 @@ def fid(real: np.ndarray, drawn: np.ndarray) -> float:
     return float(metric.compute())
 
 
-def batches(things: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """:data:`BATCH` at a time."""
-    for at in range(0, len(things), BATCH):
-        yield things[at : at + BATCH]
+def batches(things: Any, count: int = BATCH) -> Iterator[Any]:
+    """`count` at a time of a sequence or an array."""
+    for at in range(0, len(things), count):
+        yield things[at : at + count]
 
 
 def stamp(path: Path | None) -> list[Any] | None:

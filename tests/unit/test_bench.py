@@ -11,6 +11,7 @@ from bench import docs, learn
 ROOT = Path(__file__).resolve().parents[2]
 # What each command is given beside --json FILE, and the keys that its file must have.
 SMALLEST = {
+    "checks": (["--smallest", "--testbed", "mmdit", "--work", "{tmp}"], {"rows", "machine"}),
     "compact": (["--smallest"], {"rows", "machine"}),
     "forgetting": (["--smallest", "--testbed", "mmdit", "--work", "{tmp}"], {"rows", "machine"}),
     "gpu": (["--tiny", "--models", "sdxl,flux,z_image"], {"rows", "peak_flops", "machine"}),
@@ -20,8 +21,8 @@ SMALLEST = {
     "sanitize": (["--smallest"], {"ratio_to_copy", "extra_bytes", "machine"}),
     "verdict": (["--smallest"], {"copies_found", "false_alarms", "mixtures_forgotten", "machine"}),
 }
-# Run by no test yet: those on the testbed or in a page take minutes, and want an option --smallest.
-NOT_YET = {"checks", "first_contact", "page"}
+# Run by no test yet: in a page they take minutes, and want an option --smallest.
+NOT_YET = {"first_contact", "page"}
 # Started by other benchmarks only: no command of their own.
 PARTS = {"feed"}
 COMMANDS = {path.stem for path in (ROOT / "bench").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")}
@@ -39,7 +40,8 @@ def test_no_benchmark_is_listed_that_is_gone():
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_every_benchmark_runs(name, tmp_path):
+def test_every_benchmark_runs(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # to compile umap-learn takes longer than to run it on a few points
     file = tmp_path / "figures.json"
     arguments, keys = SMALLEST[name]
     arguments = [text.format(tmp=tmp_path) for text in arguments]
@@ -79,11 +81,11 @@ def look_at_forgetting(found, tmp_path):
     """And its page: a table, the plot, and the analysis, which is drawn from what was kept the second time."""
     from bench import forgetting, forgetting_docs
 
-    assert [row["method"] for row in found["rows"]] == ["original", "gates", "control: magnitude"]
+    assert [row["method"] for row in found["rows"]] == ["original", "gates"]
     original = found["rows"][0]
     shares = [original[name] for name in ("copy", "partial", "broken", "off_prompt", "collapsed", "forgotten")]
-    assert sum(shares) == pytest.approx(1) and original["samples"] > 5 and original["measured"] == "afn"
-    assert {"after_attack", "control_attack_noise", "after_finetune"} <= original.keys()
+    assert sum(shares) == pytest.approx(1) and original["samples"] > 5 and original["measured"] == "af"
+    assert {"after_attack", "control_attack", "after_finetune"} <= original.keys()
     page = tmp_path / "page.md"
     page.write_text(f"{forgetting_docs.BEGIN}\n{forgetting_docs.END}\n")
     arguments = ["--smallest", "--testbed", "mmdit", "--json", str(tmp_path / "figures.json"), "--docs", str(page)]
@@ -93,6 +95,17 @@ def look_at_forgetting(found, tmp_path):
     assert "](page_mmdit_analysis.png)" in page.read_text() and "](page_mmdit.svg)" in page.read_text()
     picture = (tmp_path / "page_mmdit_analysis.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(list(tmp_path.glob("analysis-mmdit-*-4x1.npz"))) == 1
+
+
+def look_at_checks(found, tmp_path):
+    from bench import checks
+
+    rows = [(row["check"], row.get("caption"), row["when"]) for row in found["rows"]]
+    assert rows == [("picture", c, w) for c in (False, True) for w in ("before", "after")] + [
+        ("prompt", None, w) for w in ("before", "after")
+    ]
+    assert all(0 <= row["auc_interval"][0] <= row["auc"] <= row["auc_interval"][1] <= 1 for row in found["rows"])
+    assert found["rows"][1]["memorized"] == 6 and checks.tables(found).count("| mmdit |") == 6
 
 
 def look_at_verdict(found, tmp_path):
@@ -108,7 +121,8 @@ def look_at_likeness(found, tmp_path):
 
 
 LOOKS = {
-    "learn": look_at_learn, "gpu": look_at_gpu, "forgetting": look_at_forgetting, "verdict": look_at_verdict, "likeness": look_at_likeness,
+    "learn": look_at_learn, "gpu": look_at_gpu, "forgetting": look_at_forgetting, "verdict": look_at_verdict,
+    "checks": look_at_checks, "likeness": look_at_likeness,
 }  # fmt: skip
 
 

@@ -381,10 +381,12 @@ def test_onnx_files_that_do_not_fit_are_told(folder, tmp_path):
     with pytest.raises(SettingError, match="found no such file"):
         paper_judges.Onnx(tmp_path / "none.onnx", "--fid", "bytes", 8)
     odd = tiny_judges.save_sum(tmp_path / "odd.onnx", 5)
+    with pytest.raises(SettingError, match=r"--fid .*odd.onnx: expected one input, pictures \(n, 3, height, width\)"):
+        paper_judges.Onnx(odd, "--fid", "bytes", 8)
     with pytest.raises(SettingError, match="there is no CLIP. Give its folder as --clip"):
-        paper_columns.Aesthetics(paper_judges.Onnx(odd, "--aesthetics", "clip", 8), None, None)
+        paper_columns.Aesthetics(paper_judges.Onnx(odd, "--aesthetics", "clip", 8, vectors=True), None, None)
     scorer = paper_columns.Aesthetics(
-        paper_judges.Onnx(odd, "--aesthetics", "clip", 8), paper_judges.Clip(folder / "clip", "cpu"), None
+        paper_judges.Onnx(odd, "--aesthetics", "clip", 8, vectors=True), paper_judges.Clip(folder / "clip", "cpu"), None
     )
     with pytest.raises(SettingError, match="--aesthetics .*odd.onnx: it stops"):
         scorer.look([Image.new("RGB", (16, 16))], None)
