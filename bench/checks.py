@@ -28,7 +28,8 @@ from uniforget.checks import picture, prompt, stats
 from uniforget.config.checks import PICTURE_CHECK, PROMPT_CHECK
 
 from .common import machine, write_json
-from .forgetting import MODULES, QUICK, SMALLEST, Bed, Size
+from .forgetting import MODULES, Bed
+from .sizes import QUICK, SMALLEST, Size
 
 WHOLE = {
     name: [i for i in items if i.group in verdict.WHOLE]
@@ -38,7 +39,7 @@ WHOLE = {
 
 @dataclass(frozen=True)
 class Look:
-    """How much is measured: a mask's :class:`~bench.forgetting.Size`, memorized and never-seen pictures and captions (None: all), noises of
+    """How much is measured: a mask's :class:`~bench.sizes.Size`, memorized and never-seen pictures and captions (None: all), noises of
     Own-Picture Check, everyday prompts of each kind, and noises of Prompt Check."""
 
     mask: Size

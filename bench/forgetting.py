@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +40,8 @@ from uniforget.mask.subspace import SubspaceMask
 
 from . import controls
 from .common import machine, write_json
-from .finetune import STEPS as TUNING
 from .finetune import finetuned
+from .sizes import QUICK, SMALLEST, Size
 
 KINDS = ("ffn", "norm")
 # With gates of this preset, a subspace learned on top gives up less than it would alone.
@@ -50,28 +49,6 @@ TOGETHER = 0.002
 SEEDS = (0, 1, 2)
 MODULES = {"mmdit": mmdit, "unet": unet}
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {"a": ("attack", {}), "n": ("attack_noise", {"start": "noise"})}
-
-
-@dataclass
-class Size:
-    """How much is measured: sampling seeds per memorized caption, free captions and seeds for each, attacked captions, steps of the attack and of
-    fine-tuning, updates of learning, its prompts and its batch; at most so many memorized captions; captions of each group in the analysis."""
-
-    seeds: int = 6
-    free: int = 96
-    free_seeds: int = 2
-    attacked: int = 24
-    attack_steps: int = attacks.STEPS
-    tuning_steps: int = TUNING
-    steps: int = 400
-    prompts: int = 400
-    batch: int = 24
-    captions: int | None = None
-    shown: int = 24
-
-
-QUICK = Size(seeds=3, free=32, free_seeds=2, attacked=6, steps=150, prompts=200)
-SMALLEST = Size(1, 2, 1, attacked=1, attack_steps=1, tuning_steps=1, steps=2, prompts=4, batch=2, captions=15, shown=4)
 
 
 @dataclass
@@ -376,27 +353,6 @@ def beds(which: str) -> list[str]:
     return [name for name in MODULES if which in (name, "both") and MODULES[name].WEIGHTS.is_file()]
 
 
-def analysed(name: str, size: Size, work: Path, page: Path) -> None:
-    """Draw the analysis of a testbed beside the page, if its strong mask was learned already."""
-    from .forgetting_analysis import SEEDS as SHOWN_SEEDS
-    from .forgetting_analysis import write
-
-    mask = kept_mask(work, name, size, "gates strong stepwise")
-    if mask.exists():
-        write(
-            Bed(name, size, work),
-            mask,
-            page.with_name(f"{page.stem}_{name}_analysis.png"),
-            size.shown,
-            min(SHOWN_SEEDS, size.seeds),
-        )
-    else:
-        print(
-            f"{mask}: no mask of preset strong, so embeddings and updates are not drawn. Measure first, without --docs.",
-            file=sys.stderr,
-        )
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m bench.forgetting", description=__doc__.partition("\n")[0])
@@ -412,6 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     size = SMALLEST if options.smallest else QUICK if options.quick else Size()
     if options.docs:
+        from .forgetting_analysis import analysed
         from .forgetting_docs import write
 
         for name in beds(options.testbed):

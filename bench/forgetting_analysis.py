@@ -10,6 +10,7 @@ the latents change by, divided by the step's noise levels.
 from __future__ import annotations
 
 import hashlib
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from testbed.host import CFG, TestbedModel
 from uniforget.learn import euler
 from uniforget.mask import files
 
-from .forgetting import MODULES, drawing
+from .forgetting import MODULES, Bed, drawing, kept_mask
 from .forgetting_docs import TITLES
+from .sizes import Size
 
 GROUPS = {"memorized": "tab:red", "twins": "tab:blue", "neutral": "0.6"}
 CAPTIONS, SEEDS = 24, 4
@@ -153,3 +155,16 @@ def write(bed: Any, mask_file: Path, path: Path, count: int = CAPTIONS, seeds: i
             found = measure(bed, {"before": bed.network, "after": bed.edited(mask)}, count, seeds)
         np.savez_compressed(kept, **found)
     plot(found, f"{TITLES[bed.name]}, preset {mask.info.preset or 'custom'}", path)
+
+
+def analysed(name: str, size: Size, work: Path, page: Path) -> None:
+    """Draw the analysis of a testbed beside the page, if its strong mask was learned already."""
+    mask = kept_mask(work, name, size, "gates strong stepwise")
+    if mask.exists():
+        path = page.with_name(f"{page.stem}_{name}_analysis.png")
+        write(Bed(name, size, work), mask, path, size.shown, min(SEEDS, size.seeds))
+    else:
+        print(
+            f"{mask}: no mask of preset strong, so embeddings and updates are not drawn. Measure first, without --docs.",
+            file=sys.stderr,
+        )
