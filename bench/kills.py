@@ -39,12 +39,14 @@ from uniforget.hosts.diffusers.apply import find_modules
 from uniforget.mask import files
 from uniforget.mask.info import GateMask, MaskInfo
 
+from . import seeds
+
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 PREFIX = "model.diffusion_model."
 LONGEST = 600  # seconds that a run may take on a busy machine
 # How many kills each command gets, and how many in a row.
-COMMANDS = {"learn": 14, "recover": 12, "apply": 14, "compact": 12, "folder": 16}
+COMMANDS = {"learn": 14, "recover": 12, "apply": 14, "compact": 12, "folder": 16, "lora": 8}
 IN_A_ROW = 4
 _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -126,6 +128,8 @@ class Scene:
         files.save(
             GateMask(gates, {site.name: site.kind for site in sites}, MaskInfo(family.name, "")), self.given / "mask.safetensors"
         )
+        seeds.checkpoint(self.given / "base.safetensors")
+        (self.given / "lora.safetensors").write_bytes(seeds.lora(fits=True))
         (self.given / "prompts.txt").write_text("a cat on a chair\na red house\na bowl of fruit\nan empty street\n")
         self.before = tree(self.given)
 
@@ -140,6 +144,7 @@ class Scene:
             "apply": ["apply", str(given / "model.safetensors"), *masked, "--overwrite"],
             "compact": ["compact", str(given / "model.safetensors"), *masked, "--multiple", "8", "--overwrite"],
             "folder": ["apply", str(given / "model"), *masked, "--overwrite"],
+            "lora": ["lora", str(given / "lora.safetensors"), str(given / "base.safetensors"), *masked[1:], "--overwrite"],
         }[command]
 
     def target(self, command: str) -> Path:

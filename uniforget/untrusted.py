@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import sys
 import zlib
 from typing import Any
 
@@ -84,6 +85,11 @@ def parse_json(data: bytes | str, most: int, values: int = HEADER_VALUES, **opti
         return json.loads(data.decode("utf-8") if isinstance(data, bytes) else data, **options)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value out of JSON is a finite number, and no whole number that is too large for a float."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def header_length(path: str | os.PathLike[str]) -> int:

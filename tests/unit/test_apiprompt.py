@@ -1,6 +1,7 @@
 """Reading prompts of ComfyUI's API, which come from strangers."""
 
 import json
+import math
 
 import pytest
 
@@ -44,6 +45,13 @@ def test_settings_are_in_the_order_of_their_work_and_links_are_none():
 def test_nonsense_and_circles_end(prompt):
     assert strengths(prompt, ["5"]) == made_by(prompt, ["5"]) == []
     assert all(rows for _, rows in settings_of(prompt, "5"))
+
+
+@pytest.mark.parametrize("value", [10**400, math.nan, -math.inf, True, None])
+def test_a_strength_that_is_no_number_is_not_known(value):
+    prompt = {"5": {"class_type": "UniForgetApply", "inputs": {"strength": value}}}
+    assert strengths(prompt, ["5"]) == []
+    assert made_by(prompt, ["5"]) is not None and settings_of(prompt, "5") == []
 
 
 def test_a_very_long_chain_is_followed():

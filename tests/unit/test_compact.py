@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.unit import diffusers_zoo as zoo
 from tests.unit.test_cli import here
+from tests.unit.test_foreign_files import rewritten
 from tests.unit.tiny import tiny_transformer
 from uniforget.checkpoint import compact, compactfile, safefile
 from uniforget.checkpoint.compact import Cut, plan
@@ -170,6 +171,11 @@ def test_notes_of_strangers_are_checked(cut_file, tmp_path):
     save_file({**state, bias: torch.zeros(3)}, tmp_path / "bias.safetensors", metadata)
     with pytest.raises(ModelFileError, match=r"is \[3\] in the file"):
         compactfile.read(safefile.read_header(tmp_path / "bias.safetensors"))
+    odd = tmp_path / "odd.safetensors"
+    save_file(state, odd, metadata)
+    rewritten(odd, lambda head: head["__metadata__"].update(step=1))
+    with pytest.raises(ModelFileError, match="metadata values are no text"):
+        compactfile.read(safefile.read_header(odd))
     with pytest.raises(ModelFileError, match="no compact model"):
         compactfile.read(safefile.read_header(source))
     with pytest.raises(MismatchError, match="compact already"):

@@ -186,6 +186,19 @@ def rewritten(path, change):
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_a_bias_that_is_no_number_is_named_before_anything_is_written(tmp_path, state, dtype):
+    """Whole weights are told by :func:`refuse_packed`; a mask acts on biases too."""
+    mask = random_mask(TinyModel(("norm",)))
+    name = next(n for n in merge({k: v.float() for k, v in state.items()}, mask) if n.endswith("norm1.linear.bias"))
+    source, file = tmp_path / "model.safetensors", tmp_path / "mask.safetensors"
+    save_file({**state, name: state[name].to(dtype)}, source)
+    files.save(mask, file)
+    told = here("apply", str(source), str(file), "-o", str(tmp_path / "out.safetensors"))
+    assert told.returncode == 1 and name in told.stderr and "expected numbers of one of F64" in told.stderr
+    assert not list(tmp_path.glob("*out*"))
+
+
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [

@@ -156,9 +156,10 @@ def test_an_index_must_tell_the_truth(model, source, tmp_path):
     with pytest.raises(ModelFileError, match=rf"says that {lost} is in it, and it is not"):
         sanitize(source, tmp_path / "out", [Use(model[2])])
     index = next((source / "unet").glob("*.index.json"))
-    for text in ("{", "[]", '{"weight_map": {"a": "../other/x.safetensors"}}'):
+    long = json.dumps({"weight_map": {"a": "x" * 300 + ".safetensors"}})
+    for text in ("{", "[]", '{"weight_map": {"a": "../other/x.safetensors"}}', long):
         index.write_text(text)
-        with pytest.raises(ModelFileError, match="this index of weights cannot be read"):
+        with pytest.raises(ModelFileError, match="is missing" if text == long else "this index of weights cannot be read"):
             sanitize(source, tmp_path / "out", [Use(model[2])])
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from uniforget.errors import LearnError
+from uniforget.errors import LearnError, ModelFileError
 from uniforget.hosts.diffusers import modelindex
 from uniforget.hosts.diffusers.load import load_pipeline
 
@@ -95,6 +95,15 @@ def test_nor_does_the_folder_whose_settings_a_single_file_takes(folder, changes,
     with pytest.raises(LearnError, match="could run code"):
         load_pipeline(str(folder.parent / "model.safetensors"), torch.float32, config=str(folder))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "scheduler/scheduler_config.json", "unet/more", "notes.txt"])
+def test_what_links_lead_to_elsewhere_is_not_read(folder, name):
+    (folder.parent / "secret.txt").write_text("a private key")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(folder.parent / "secret.txt")
+    with pytest.raises(ModelFileError, match=rf"{name}: this is a link to .*secret\.txt"):
+        load_pipeline(str(folder))
 
 
 def test_settings_that_ask_for_code_are_refused(folder):

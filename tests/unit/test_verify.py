@@ -16,7 +16,8 @@ from tests.unit.test_sanitize import PREFIX, checkpoint, subspace
 from tests.unit.tiny import TinyModel, random_mask
 from uniforget.checkpoint import safefile
 from uniforget.checkpoint.fileplan import Use
-from uniforget.checkpoint.sanitize import NOTE, notes, parts, sanitize
+from uniforget.checkpoint.folder import parts
+from uniforget.checkpoint.sanitize import NOTE, notes, sanitize
 from uniforget.checkpoint.verify import verify
 from uniforget.errors import ModelFileError
 from uniforget.hosts.diffusers.apply import find_modules

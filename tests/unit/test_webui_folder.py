@@ -40,6 +40,11 @@ def test_links_are_followed_and_all_that_is_listed_loads(place):
     assert folder.masks(here / "nowhere") == []
 
 
+def test_a_name_that_no_file_can_have_is_said_to_be_none(place):
+    for name in ("x" * 300 + ".safetensors", "own/" + "y/" * 100 + "z" * 255 + ".safetensors"):
+        assert "There is no mask" in folder.describe(place[0], name)
+
+
 def test_a_pickle_by_another_name_is_refused_by_what_is_in_it(place):
     here, _ = place
     (here / "odd.sft").write_bytes(b"PK\x03\x04" + b"\0" * 50)

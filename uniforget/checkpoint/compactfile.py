@@ -121,6 +121,10 @@ def read(header: Header) -> tuple[str, Plan]:
     """
     if NOTE not in header.metadata:
         raise ModelFileError(f"{header.path}: this is no compact model. Load it with ComfyUI's own loaders.")
+    if header.odd:
+        raise ModelFileError(
+            f"{header.path}: metadata values are no text ({', '.join(header.odd[:3]):.200}), which ComfyUI does not load. Make the file anew."
+        )
     try:
         note = untrusted.parse_json(header.metadata[NOTE], untrusted.HEADER)
         prefix, entries = str(note["prefix"]), note["cuts"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .. import untrusted
+from .. import outputs, untrusted
 from ..errors import FamilyError, MismatchError, ModelFileError
 from . import safefile
 from .denoiser import SHARD, find_denoisers
@@ -39,6 +40,31 @@ _OTHERS = re.compile(r"(?:text_encoder|tokenizer|vae|image_encoder|safety_checke
 # What belongs to a picture or a document.
 _HARMLESS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".pdf", ".svg", ".ico", ".zip", ".model")
 _LARGEST_INDEX = 64 << 20
+
+
+def parts(folder: Path) -> list[Path]:
+    """All files of a model's folder, its note left out, sorted.
+
+    Raises:
+        ModelFileError: a link leads out of the folder (a copy would hold what it leads to, and it can be anything of the user's), to a folder, or nowhere.
+    """
+    real = Path(os.path.realpath(folder))
+    homes = [real]
+    # Hugging Face's cache links each snapshot of a model to files in its folder blobs.
+    if real.parent.name == "snapshots" and not (blobs := real.parent.parent / "blobs").is_symlink():
+        homes.append(blobs)
+    found = []
+    for at, folders, files in os.walk(folder):
+        for path in (Path(at, name) for name in [*folders, *files]):
+            leads = Path(os.path.realpath(path))
+            if path.is_symlink() and not (leads.is_file() and any(leads.is_relative_to(home) for home in homes)):
+                raise ModelFileError(
+                    f"{path}: this is a link to {leads}; expected files of {folder} itself, because links in a stranger's folder can lead to "
+                    "anything of yours. Replace the link by the file, or remove it."
+                )
+            if path.is_file() and path.relative_to(folder).as_posix() != outputs.FOLDER_NOTE:
+                found.append(path)
+    return sorted(found)
 
 
 def denoiser_files(folder: Path) -> tuple[Path, list[list[Path]]]:
@@ -76,7 +102,7 @@ def variants(folder: Path, files: Iterable[Path]) -> list[list[Path]]:
             _refuse_missing(folder, name.partition(" ")[0], [one for one in whole if folder / one not in group])
     for index in sorted(folder.glob("*.safetensors.index*.json")):
         named = _index(index)
-        _refuse_missing(folder, index.name, sorted({file for file in named.values() if not (folder / file).is_file()}))
+        _refuse_missing(folder, index.name, sorted({file for file in named.values() if not os.path.isfile(folder / file)}))
         for file in sorted(set(named.values())):
             there = safefile.read_header(folder / file).entries
             gone = [tensor for tensor, at in named.items() if at == file and tensor not in there]

@@ -206,9 +206,22 @@ def chunks(entry: Entry) -> Iterator[tuple[int, int, int]]:
         yield entry.start + row * length, entry.start + min(row + step, rows) * length, row
 
 
+def dtype(entry: Entry) -> torch.dtype:
+    """What a tensor's numbers are.
+
+    Raises:
+        ModelFileError: none that can be computed with.
+    """
+    if entry.dtype not in DTYPES:
+        raise ModelFileError(
+            f"{entry.name:.200}: expected numbers of one of {', '.join(DTYPES)}; found {entry.dtype}. Use the fp16, bf16 or fp8 version of this model."
+        )
+    return DTYPES[entry.dtype]
+
+
 def tensor(view: memoryview | bytearray, entry: Entry) -> torch.Tensor:
     """Whole rows of a tensor from their bytes: (rows, ...)."""
-    flat = torch.frombuffer(view if isinstance(view, bytearray) else bytearray(view), dtype=DTYPES[entry.dtype])
+    flat = torch.frombuffer(view if isinstance(view, bytearray) else bytearray(view), dtype=dtype(entry))
     return flat.reshape(-1, *entry.shape[1:])
 
 
@@ -224,7 +237,7 @@ class Values:
         size = (entry.end - entry.start) // max(1, entry.shape[0] * entry.shape[1])
         with open(self.path, "rb") as file:
             file.seek(entry.start + size * (at[0] * entry.shape[1] + at[1]))
-            return torch.frombuffer(bytearray(file.read(size)), dtype=DTYPES[entry.dtype])[0].float() * self.scale
+            return torch.frombuffer(bytearray(file.read(size)), dtype=dtype(entry))[0].float() * self.scale
 
 
 def digest(header: Header, names: Collection[str], report: Callable[[int], None] = lambda count: None) -> str:
@@ -317,8 +330,10 @@ def rewrite(
         the two digests.
 
     Raises:
-        ModelFileError: it cannot be written, for lack of space or for another reason.
+        ModelFileError: it cannot be written, for lack of space or for another reason; or what changes is no number.
     """
+    for name in changes:
+        dtype(header.entries[name])
     new = _reshaped(header, shapes or {})
     blank = header_bytes(new, metadata("0" * 64, "0" * 64))
     _room(target, len(blank) + new.size)

@@ -23,7 +23,7 @@ from ..model.fingerprint import same_base
 from . import safefile
 from .denoiser import find_denoisers
 from .fileplan import Use, changes
-from .folder import called, denoiser_files, fingerprint_of, others
+from .folder import called, denoiser_files, fingerprint_of, others, parts
 from .safefile import Header
 
 NOTE = "uniforget_applied"
@@ -200,31 +200,6 @@ def _rewrite(
     noted = [use.note() for use in uses]
     metadata = lambda before, after: _metadata(header, noted, mine, before, after)  # noqa: E731
     return safefile.rewrite(header, target, mine, metadata, count, overwrite=overwrite)
-
-
-def parts(folder: Path) -> list[Path]:
-    """All files of a model's folder, its note left out, sorted.
-
-    Raises:
-        ModelFileError: a link leads out of the folder (a copy would hold what it leads to), to a folder, or nowhere.
-    """
-    real = Path(os.path.realpath(folder))
-    homes = [real]
-    # Hugging Face's cache links each snapshot of a model to files in its folder blobs.
-    if real.parent.name == "snapshots" and not (blobs := real.parent.parent / "blobs").is_symlink():
-        homes.append(blobs)
-    found = []
-    for at, folders, files in os.walk(folder):
-        for path in (Path(at, name) for name in [*folders, *files]):
-            leads = Path(os.path.realpath(path))
-            if path.is_symlink() and not (leads.is_file() and any(leads.is_relative_to(home) for home in homes)):
-                raise ModelFileError(
-                    f"{path}: this is a link to {leads}; expected files of {folder} itself, because the copy would hold what the link leads to. "
-                    "Replace the link by the file, or remove it."
-                )
-            if path.is_file() and path.relative_to(folder).as_posix() != outputs.FOLDER_NOTE:
-                found.append(path)
-    return sorted(found)
 
 
 def _folder(source: Path, target: Path, uses: Sequence[Use], overwrite: bool, report: Callable[[int, int], None]) -> Sanitized:

@@ -22,9 +22,9 @@ from ..mask import file as maskfile
 from ..mask.edit import Chain, Mask
 from . import safefile
 from .fileplan import Use, changes
-from .folder import called, denoiser_files, fingerprint_of, others
+from .folder import called, denoiser_files, fingerprint_of, others, parts
 from .safefile import Header
-from .sanitize import NOTE, marked, notes, parts
+from .sanitize import NOTE, marked, notes
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..untrusted import is_number
 from .stats import upper_bound
 
 SURE = 0.99  # share of neutral prompts that stay inside
@@ -136,7 +137,7 @@ class Bands:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         raise ValueError(f"no bands: expected numbers; found {str(value)[:40]}")
     return float(value)
 

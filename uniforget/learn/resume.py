@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,11 +86,6 @@ def expect(fits: bool, fault: str) -> None:
         raise ValueError(fault)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of a note is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 def is_count(value: Any) -> bool:
     """Whether a value of a note is a whole number from 0 on, as far as such are counted here."""
     return type(value) is int and 0 <= value < 1 << 53
@@ -160,7 +154,7 @@ class State:
             expect(items is None or all(i < items for i in found.left), "it is of other prompts")
             expect(found.memory in memory.MODES and is_count(found.rows) and found.rows > 0, "how it spends memory is unknown")
             numbers = found.extra_state
-            expect(isinstance(numbers, dict) and all(map(is_number, numbers.values())), "its numbers are none")
+            expect(isinstance(numbers, dict) and all(map(untrusted.is_number, numbers.values())), "its numbers are none")
             expect(extra is None or numbers.keys() == set(extra), "it is of another method")
             return found
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .. import untrusted
 from ..config import Settings
 from ..errors import LearnError
 from . import distributed, resume
@@ -78,7 +79,7 @@ class Sums:
             fits = found.traces.keys() == found.counts.keys() == tensors.keys() and found.shared.keys() >= tensors.keys()
             resume.expect(fits and set(found.shared.values()) == tensors.keys(), "its names do not belong together")
             resume.expect(all(t.dtype == torch.float64 for t in tensors.values()), "its sums are no float64")
-            resume.expect(all(map(resume.is_number, (*found.traces.values(), *found.counts.values()))), "its numbers are none")
+            resume.expect(all(map(untrusted.is_number, (*found.traces.values(), *found.counts.values()))), "its numbers are none")
             resume.expect(resume.is_count(found.done), "how much is done is no number")
             return found
 

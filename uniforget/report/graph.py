@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from ..untrusted import is_number
 
 APPLY = "UniForgetApply"
 # What it takes to make a picture again, apart from its text: widgets of samplers, loaders and our nodes, by the field's names.
@@ -60,7 +61,7 @@ def strengths(prompt: Mapping[str, Any], nodes: Iterable[str]) -> list[float]:
     for node in upstream(prompt, nodes, leave_out=("mask",)):
         if _kind(prompt, node) == APPLY:
             value = _inputs(prompt, node).get("strength")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_number(value):
                 return []
             found.append(float(value))
     return found

@@ -20,11 +20,11 @@ __all__ = ["files"]
 BLOCKS = ("diffusion_model.joint_blocks.0", "diffusion_model.joint_blocks.1")
 
 
-def compiled(model, keys):
+def compiled(model, keys, backend="eager"):
     """As packs do it that compile parts for good: by object patches on a clone."""
     clone = model.clone()
     for key in keys:
-        clone.add_object_patch(key, torch.compile(clone.get_model_object(key), backend="eager"))
+        clone.add_object_patch(key, torch.compile(clone.get_model_object(key), backend=backend))
     return clone
 
 

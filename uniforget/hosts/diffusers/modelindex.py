@@ -16,6 +16,7 @@ from diffusers import pipelines
 from huggingface_hub import hf_hub_download
 
 from ... import untrusted
+from ...checkpoint.folder import parts
 from ...errors import LearnError
 
 NAME = "model_index.json"
@@ -60,9 +61,11 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         LearnError: its index asks for something else, or code lies where it could be imported from.
+        ModelFileError: a link leads out of it.
     """
-    parts = check_index(folder / NAME, str(folder))
-    for place in (folder, *(folder / part for part in parts)):
+    parts(folder)
+    named = check_index(folder / NAME, str(folder))
+    for place in (folder, *(folder / part for part in named)):
         check_part(place, str(folder))
 
 
@@ -92,7 +95,7 @@ def check_index(path: Path, name: str) -> list[str]:
     found = index.get("_class_name")
     if not _class(diffusers, found, diffusers.DiffusionPipeline):
         raise _refused(name, f"_class_name is {_short(found)}", "the name of a pipeline of diffusers")
-    parts = []
+    components = []
     for part, value in index.items():
         if part.startswith("_") or value is None or isinstance(value, bool | int | float):
             continue
@@ -102,8 +105,8 @@ def check_index(path: Path, name: str) -> list[str]:
         if value != [None, None]:
             library, kind = value
             _check_class(part, library, kind, name)
-            parts.append(part)
-    return parts
+            components.append(part)
+    return components
 
 
 def _check_class(part: str, library: Any, kind: Any, name: str) -> None:

@@ -68,7 +68,7 @@ def find(folder: str | os.PathLike[str], name: str) -> Path:
             f"Setting 'mask': expected the name of a {' or '.join(files.ENDINGS)} file inside {folder}; found {name!r}."
         )
     path = Path(folder, *parts)
-    if not path.is_file():
+    if not os.path.isfile(path):  # also of names that are too long for one
         raise MaskFileMissingError(f"There is no mask {name!r} in {folder}. Put the file there, or choose another one.")
     return path
 
