@@ -15,6 +15,7 @@ from uniforget.checkpoint.sanitize import sanitize
 from uniforget.checkpoint.verify import verify
 from uniforget.errors import ModelFileError
 from uniforget.hosts.diffusers.apply import base_fingerprint, find_modules
+from uniforget.hosts.diffusers.load import load_pipeline
 from uniforget.mask import files
 from uniforget.mask.info import GateMask, MaskInfo
 
@@ -145,6 +146,9 @@ def test_a_missing_shard_is_named_before_anything_starts(model, source, tmp_path
     assert not (tmp_path / "out").exists()
     with pytest.raises(ModelFileError, match=rf"{gone.name} is missing"):
         verify(source)
+    if index:
+        with pytest.raises(ModelFileError, match=rf"{gone.name} is missing"):
+            load_pipeline(str(source))
 
 
 def test_an_index_must_tell_the_truth(model, source, tmp_path):

@@ -100,7 +100,17 @@ def variants(folder: Path, files: Iterable[Path]) -> list[list[Path]]:
         if match := SHARD.match(group[0].name):
             whole = [f"{match[1]}-{n:05}-of-{match[3]}.safetensors" for n in range(1, int(match[3]) + 1)]
             _refuse_missing(folder, name.partition(" ")[0], [one for one in whole if folder / one not in group])
-    for index in sorted(folder.glob("*.safetensors.index*.json")):
+    check_indices(folder)
+    return list(found.values())
+
+
+def check_indices(folder: Path, names: str = "*.safetensors.index*.json") -> None:
+    """See that all weights are there that indices in a folder name.
+
+    Raises:
+        ModelFileError: some are not.
+    """
+    for index in sorted(folder.glob(names)):
         named = _index(index)
         _refuse_missing(folder, index.name, sorted({file for file in named.values() if not os.path.isfile(folder / file)}))
         for file in sorted(set(named.values())):
@@ -110,7 +120,6 @@ def variants(folder: Path, files: Iterable[Path]) -> list[list[Path]]:
                 raise ModelFileError(
                     f"{folder / file}: {index.name} says that {gone[0]} is in it, and it is not ({len(gone)} such weights). Download the model again."
                 )
-    return list(found.values())
 
 
 def _index(path: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from diffusers import pipelines
 from huggingface_hub import hf_hub_download
 
 from ... import untrusted
-from ...checkpoint.folder import parts
+from ...checkpoint.folder import check_indices, parts
 from ...errors import LearnError
 
 NAME = "model_index.json"
@@ -57,16 +57,17 @@ def fetched(identifier: str) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """See that loading a diffusers folder can only load classes of diffusers and transformers.
+    """See that loading a diffusers folder can only load classes of diffusers and transformers, and finds all weights.
 
     Raises:
         LearnError: its index asks for something else, or code lies where it could be imported from.
-        ModelFileError: a link leads out of it.
+        ModelFileError: a link leads out of it, or weights are missing that an index names.
     """
     parts(folder)
     named = check_index(folder / NAME, str(folder))
     for place in (folder, *(folder / part for part in named)):
         check_part(place, str(folder))
+        check_indices(place, "*.safetensors.index.json")  # those of other variants are not loaded
 
 
 def check_part(place: Path, name: str) -> None:
