@@ -205,10 +205,9 @@ def attack(seed: int, share: float, folder: Path, tell: Callable[[str], None]) -
             done = 0
             while done < wanted:
                 row = min(IN_A_ROW, wanted - done)
-                # Of a whole run, one in each of the first rows is the command as users start it, imports and all.
-                got, cold = chain.attack(
-                    rng, [(done + i + 0.5) / wanted for i in range(row)], number + done, share == 1 and done < 2 * IN_A_ROW
-                )
+                # Of a whole run, one in each first row is the command as users start it, imports and all.
+                moments = [(done + i + 0.5) / wanted for i in range(row)]
+                got, cold = chain.attack(rng, moments, number + done, share == 1 and done < IN_A_ROW)
                 done += max(1, got)
                 counts["kills"] += got
                 counts["cold_kills"] += cold
@@ -263,10 +262,10 @@ class Chain:
             if by_clock:
                 seconds = part * self.seconds
                 code = self.commands.run(
-                    self.arguments, cold=cold, meanwhile=lambda pid, s=seconds, w=which: self._kill_later(pid, s, w)
+                    self._again(), cold=cold, meanwhile=lambda pid, s=seconds, w=which: self._kill_later(pid, s, w)
                 )  # fmt: skip
             else:
-                code = self.commands.run(self.arguments, int(part * self.things), which)
+                code = self.commands.run(self._again(), int(part * self.things), which)
             if code in (-which, 128 + which):
                 hit += 1
                 frozen += by_clock and cold
@@ -276,12 +275,16 @@ class Chain:
             if code == 0:
                 break
         else:
-            code = self.commands.run(self.arguments)
+            code = self.commands.run(self._again())
             if code:
                 self.fault("different_after_resume", f"{self.command}: cannot go on, {code}: {self.commands.said()[-600:]}")
                 return hit, frozen
             self._check(f"{self.command} in the end", finished=True)
         return hit, frozen
+
+    def _again(self) -> list[str]:
+        """The command, as whoever started it would say it now: a result that was complete before the kill is in the way."""
+        return [*self.arguments, *(["--overwrite"] if self.target.exists() and not self.old else [])]
 
     def _kill_later(self, pid: int, seconds: float, which: int) -> None:
         """Send a signal some time after the process began to write."""

@@ -30,7 +30,7 @@ LEARNING = {
     ("way", "learning"), [*((way, "stepwise") for way in WAYS), *(("blocks", learning) for learning in LEARNING if learning != "stepwise")]
 )  # fmt: skip
 def test_what_is_learned_is_what_the_plain_model_teaches(way, learning):
-    settings, graphs = LEARNING[learning], [] = []
+    settings, graphs = LEARNING[learning], []
 
     def backend(graph, inputs):
         graphs.append(graph)
