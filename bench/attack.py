@@ -5,7 +5,7 @@
 Damaged inputs for every reader (:mod:`bench.readers`, :mod:`bench.nodereaders`, made by :mod:`bench.mutate`), commands that are killed
 (:mod:`bench.kills`), and hostile text through every node in ComfyUI's page (``tests/browser/test_hostile.py``). The exit code is 0 if all
 counts but ``mutated`` and ``kills`` are 0. Without Chromium ``scripts_run`` is null, which is a failure where CI=true. The test suite
-feeds a fiftieth; all of it takes about half an hour on an idle core. Parts that are not asked for stay in FILE as they were.
+does a tenth; all of it takes about a quarter of an hour on an idle core. Parts that are not asked for stay in FILE as they were.
 """
 
 from __future__ import annotations

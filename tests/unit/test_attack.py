@@ -1,18 +1,18 @@
-"""A fiftieth of the inputs of ``python -m bench.attack``, for every reader. Commands are killed in test_killed.py; the page has its own test in tests/browser."""
+"""A tenth of ``python -m bench.attack``: every reader, every command and every kind of kill. The page has its own test in tests/browser."""
 
 import json
+import os
 import random
 
 import pytest
 import torch
 from safetensors.torch import load, save
 
-from bench import attack, feed, mutate
+from bench import attack, feed, kills, mutate
 from launcher import inside
 from launcher.errors import LauncherError
 
 SEED = 1  # of its own: what is committed is of seed 0
-pytestmark = pytest.mark.skip(reason="not yet run to its end since its readers moved; remove this line when it was")
 
 
 def comfyui():
@@ -22,18 +22,32 @@ def comfyui():
         return None
 
 
-@pytest.mark.skipif(not comfyui(), reason="its readers are ComfyUI's nodes as well: python run.py test fetches ComfyUI")
-def test_a_part_of_the_attack_finds_nothing(tmp_path):
-    code = attack.main(["--json", str(tmp_path / "x.json"), "--share", "0.02", "--parts", "inputs", "--seed", str(SEED)])
+def attacked(tmp_path, part):
+    """A tenth of a part of it, in which nothing may be found."""
+    code = attack.main(["--json", str(tmp_path / "x.json"), "--share", "0.1", "--parts", part, "--seed", str(SEED)])
     found = json.loads((tmp_path / "x.json").read_text())
     bad = {name: found[name] for name in attack.BAD if found.get(name)}
-    assert not bad, (bad, found["inputs"]["faults"])
-    assert code == 0 and found["mutated"] > 500
+    assert not bad, (bad, found.get("inputs", found.get("commands"))["faults"])
+    assert code == 0
+    return found
+
+
+@pytest.mark.skipif(not comfyui(), reason="its readers are ComfyUI's nodes as well: python run.py test fetches ComfyUI")
+def test_damaged_inputs_for_every_reader_do_no_harm(tmp_path):
+    found = attacked(tmp_path, "inputs")
+    assert found["mutated"] > 2500
     # What takes everything, or gets nothing, would not be attacked.
     outcomes = found["inputs"]["readers"]
     assert {"mask file", "mask text", "subspace file", "compact file", "model folder", "request", "node name"} <= outcomes.keys()
-    assert not [name for name in outcomes if sum(outcomes[name].values()) < 2]
+    assert not [name for name in outcomes if sum(outcomes[name].values()) < 10]
     assert sum(bool(counts.keys() - {"read"}) for counts in outcomes.values()) > 15
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_killed_commands_lose_nothing(tmp_path):
+    found = attacked(tmp_path, "kills")
+    assert found["commands"]["kills"].keys() == kills.COMMANDS.keys()
+    assert found["kills"] > len(kills.COMMANDS) / 2
 
 
 def test_damage_is_the_same_for_the_same_seed_and_gets_past_the_form():

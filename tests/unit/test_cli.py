@@ -199,3 +199,19 @@ def test_wrong_inputs_are_one_line_and_exit_code_1(folder, tmp_path):
     ):
         done = here(*arguments)
         assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_all_outputs_are_looked_at_before_a_model_is_loaded(folder, tmp_path, monkeypatch):
+    """Where they cannot be written, or what writes them is not there."""
+    monkeypatch.setattr("uniforget.hosts.diffusers.load.load_pipeline", mock.Mock(side_effect=AssertionError("loaded")))
+    (tmp_path / "file").write_text("")
+    for there, option, words in (
+        (True, ("--curve", tmp_path / "no" / "c.csv"), "its folder does not exist"),
+        (True, ("--curve", tmp_path / "prompts.txt"), "which is read"),
+        (True, ("--tensorboard", tmp_path / "file"), "expected a folder"),
+        (True, ("--tensorboard", tmp_path / "file" / "tb"), "cannot be made"),
+        (False, ("--tensorboard", tmp_path / "no" / "tb"), "tensorboard is not installed"),
+    ):
+        with mock.patch("importlib.util.find_spec", lambda name, there=there: there or name != "tensorboard" or None):
+            done = here(*learning(folder, tmp_path / "m.safetensors", *map(str, option)))
+        assert done.returncode == 1 and words in done.stderr, done.stderr

@@ -122,6 +122,13 @@ def test_wrong_header(text):
     refused(len(text).to_bytes(8, "little") + text, errors.BadContentsError, "header cannot be read")
 
 
+def test_metadata_that_is_no_text_is_said():
+    content = maskfile.dumps(hard_mask())
+    length = int.from_bytes(content[:8], "little")
+    head = content[8 : 8 + length].replace(b'"__metadata__":{', b'"__metadata__":{"step":7,').rstrip()
+    refused(len(head).to_bytes(8, "little") + head + content[8 + length :], errors.BadContentsError, "metadata is no text")
+
+
 @pytest.mark.parametrize("tensors", [{"bits": None}, {"sites": None}, {"bytes": b"1"}, {"more": b""}])
 def test_wrong_tensors(tensors):
     refused(changed(**tensors), errors.BadContentsError, "it holds the tensors")

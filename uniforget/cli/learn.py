@@ -131,9 +131,19 @@ class Outputs:
         """
         if self.curve:
             outputs.check(self.curve, self.overwrite, inputs, self.curve.suffix, CURVE_BEGINS)
-        if self.tensorboard and os.path.lexists(self.tensorboard) and not os.path.isdir(self.tensorboard):
-            raise SettingError(f"--tensorboard: expected a folder; found a file, {self.tensorboard}. Choose another name.")
         outputs.distinct(self.mask, self.curve, self.tensorboard)
+        if not self.tensorboard:
+            return
+        if os.path.lexists(self.tensorboard) and not os.path.isdir(self.tensorboard):
+            raise SettingError(f"--tensorboard: expected a folder; found a file, {self.tensorboard}. Choose another name.")
+        if importlib.util.find_spec("tensorboard") is None:
+            raise SettingError("--tensorboard: the package tensorboard is not installed. Install it, or leave the option out.")
+        try:
+            os.makedirs(self.tensorboard, exist_ok=True)
+        except OSError as error:
+            raise SettingError(
+                f"--tensorboard: {self.tensorboard} cannot be made ({error.strerror or error}). Choose another place."
+            ) from error
 
 
 def learn_run(
@@ -258,12 +268,8 @@ class _Report:
         self.writer: Any = None
         self.cautions: list[str] = []
         if tensorboard and not distributed.rank():
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise SettingError(
-                    "--tensorboard: the package tensorboard is not installed. Install it, or leave the option out."
-                ) from error
+            from torch.utils.tensorboard import SummaryWriter
+
             self.writer = SummaryWriter(str(tensorboard))
         columns = (BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         self.bar = Bar(*columns, console=Console(stderr=True), disable=bool(distributed.rank()))

@@ -151,6 +151,10 @@ def loads(data: bytes, name: str = "mask", most: int = MAX_GATES) -> GateMask:
         # What its header describes does not fill the file, or is more than there is.
         if "not fully covered" in str(error):
             raise TruncatedError(f"{name}: the file is cut off, or something follows its end. {_AGAIN}") from None
+        if "expected a string" in str(error):
+            raise BadContentsError(
+                f"{name}: a value in its metadata is no text, so another program has changed this mask. Ask for the file as UniForget saved it."
+            ) from None
         _bad(name, f"its header cannot be read ({error})"[:200])
     metadata = header.get("__metadata__") or {}
     if MARK not in metadata:

@@ -10,7 +10,7 @@ from tests.comfyui.inside import zoo
 from tests.comfyui.inside.test_learn_loading import agreement, learn
 from tests.comfyui.inside.test_loading_formats import NAME, predict
 from tests.comfyui.inside.test_other_packs import BLOCKS, compiled
-from tests.comfyui.inside.ways import run
+from tests.comfyui.inside.ways import run, sample
 
 WAYS = {
     "blocks": lambda model, backend: compiled(model, BLOCKS, backend),
@@ -40,7 +40,7 @@ def test_what_is_learned_is_what_the_plain_model_teaches(way, learning):
     model = zoo.patcher(NAME)
     wanted = learn(model, **settings).mask
     before, fast = predict(model), WAYS[way](model, backend)
-    predict(fast)
+    sample(fast, NAME)
     assert (compiled_now := len(graphs)), "it must have been compiled, without gates"
     found = learn(fast, **settings).mask
     assert len(graphs) == compiled_now, "while it is learned from it runs as it was written"
