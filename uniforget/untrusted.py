@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import zlib
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import UniForgetError
 
@@ -87,7 +87,7 @@ def parse_json(data: bytes | str, most: int, values: int = HEADER_VALUES, **opti
         raise ValueError("it is nested too deeply") from None
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value out of JSON is a finite number, and no whole number that is too large for a float."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
