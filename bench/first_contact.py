@@ -9,8 +9,8 @@ presses Run, and waits until Preview Comparison shows both pictures. Then opens 
 
 The workflow of ``run.py demo`` takes minutes; it is opened, and run by that command.
 
-``--thumbnails`` also keeps a picture of each workflow's result beside it, for ComfyUI's list of templates, and one of each widget of the first
-workflow in docs/, for people.
+``--thumbnails`` also keeps a picture of each workflow's result beside it, for ComfyUI's list of templates, and one of each widget in docs/,
+for people. They are the README's.
 """
 
 import argparse
@@ -45,22 +45,47 @@ OFFSCREEN = """() => {
             || (right + offset[0]) * scale > width || (bottom + offset[1]) * scale > height
     }).map((n) => n.type)
 }"""
+FITTED = "app.graph.uniforgetFitted === true"
 SHOWN = """() => {
     const root = document.querySelector('.uniforget-compare')
     const images = [...(root?.querySelectorAll('.ufc-image') ?? [])]
     return images.length > 1 && images.every((i) => i.complete && i.naturalWidth > 0)
 }"""
+SHOW = """([id, x, y]) => {
+    const node = app.graph.getNodeById(id), ds = app.canvas.ds
+    ds.scale = 1
+    ds.offset = [x - node.pos[0] - node.size[0] / 2, y - node.pos[1] - node.size[1] / 2]
+    app.canvas.setDirty(true, true)
+}"""
+PLACE = """(id) => {
+    const { pos, size } = app.graph.getNodeById(id), { offset } = app.canvas.ds, margin = 12
+    return [pos[0] + offset[0] - margin, pos[1] + offset[1] - 30 - margin, size[0] + 2 * margin, size[1] + 30 + 2 * margin]
+}"""
 PATIENCE = 900_000
+AS_IT_COMES = {"Comfy.VueNodes.AutoScaleLayout": True}
 THUMBNAIL = 640
 MIDDLE = {"x": 70, "y": 130, "width": SIZE["width"] - 140, "height": SIZE["height"] - 190}
-WIDGETS = {"compare": "UniForgetPreview", "sweep": "UniForgetSweep", "map": "UniForgetMaskMap"}
+# By number of the workflow: nodes of which docs/ has a picture, by its name.
+WIDGETS = {
+    "1": {"compare": "UniForgetPreview", "sweep": "UniForgetSweep", "map": "UniForgetMaskMap"},
+    "4": {"own_picture": "UniForgetPictureCheck", "prompts": "UniForgetPromptCheck"},
+    "5": {"seeds": "UniForgetVariety"},
+}
+TALL = {"width": 1400, "height": 1500}
+SHARP = 2  # pixels of a screenshot per pixel of the page
 
 
 def open_template(editor: Editor, path: Path) -> list[str]:
     """Opens a workflow as the list of templates does; returns the kinds of its nodes that are out of sight."""
     editor.page.evaluate("(w) => app.loadGraphData(w)", json.loads(path.read_text(encoding="utf-8")))
-    editor.page.wait_for_timeout(2500)
+    settle(editor)
     return editor.page.evaluate(OFFSCREEN)
+
+
+def settle(editor: Editor) -> None:
+    """Waits until web/fit.js has fitted what was opened."""
+    editor.page.wait_for_function(FITTED, timeout=PATIENCE, polling=100)
+    editor.page.wait_for_timeout(500)
 
 
 def keep(data: bytes, path: Path) -> None:
@@ -70,12 +95,17 @@ def keep(data: bytes, path: Path) -> None:
     picture.save(path, quality=85)
 
 
-def keep_widgets(editor: Editor) -> None:
-    """Each widget of the workflow at full size, as docs/<name>.png."""
-    for name, kind in WIDGETS.items():
-        [node] = editor.page.evaluate("(kind) => app.graph.nodes.filter((n) => n.type === kind).map((n) => n.id)", kind)
-        editor.show(node)
-        editor.page.locator(f".uniforget-{name}").first.screenshot(path=ROOT / "docs" / f"{name}.png")
+def keep_widgets(editor: Editor, widgets: dict[str, str]) -> None:
+    """Each of these nodes at full size, as docs/<name>.png."""
+    page = editor.page
+    page.set_viewport_size(TALL)
+    for name, kind in widgets.items():
+        [node] = page.evaluate("(kind) => app.graph.nodes.filter((n) => n.type === kind).map((n) => n.id)", kind)
+        page.evaluate(SHOW, [node, TALL["width"] / 2, TALL["height"] / 2 + 60])
+        page.wait_for_timeout(1500)
+        x, y, width, height = page.evaluate(PLACE, node)
+        page.screenshot(clip={"x": x, "y": y, "width": width, "height": height}, path=ROOT / "docs" / f"{name}.png")
+    page.set_viewport_size(SIZE)
 
 
 def measure(install: Install, work: Path, chromium: str, renderer: str, only: int, thumbnails: bool = False) -> dict[str, Any]:
@@ -83,22 +113,23 @@ def measure(install: Install, work: Path, chromium: str, renderer: str, only: in
     began = time.monotonic()
     server = ComfyServer(install, work, work / "comfyui.log")
     with running(server), sync_playwright() as playwright:
-        for name, value in {**SETTINGS, "Comfy.VueNodes.Enabled": renderer == "nodes2"}.items():
+        for name, value in {**SETTINGS, **AS_IT_COMES, "Comfy.VueNodes.Enabled": renderer == "nodes2"}.items():
             server.client.request(f"/settings/{name}", value)
-        page = playwright.chromium.launch(executable_path=chromium, args=ARGS).new_page(viewport=SIZE)
+        page = playwright.chromium.launch(executable_path=chromium, args=ARGS).new_page(
+            viewport=SIZE, device_scale_factor=SHARP if thumbnails else 1
+        )
         editor = Editor(page, server.client, renderer)
         page.goto(f"{server.client.url}/?uniforget=play", wait_until="commit")
         page.wait_for_function(
             "window.app?.graph?.nodes?.some((n) => n.type === 'UniForgetPreview')", timeout=PATIENCE, polling=200
         )
+        settle(editor)
         page.evaluate("app.queuePrompt(0, 1)")
         page.wait_for_function(SHOWN, timeout=PATIENCE, polling=100)
         first = time.monotonic() - began
         while server.client.get("/queue")["queue_running"]:
             page.wait_for_timeout(500)
         page.wait_for_timeout(1000)
-        if thumbnails:
-            keep_widgets(editor)
         rows = []
         for path in TEMPLATES[:only]:
             row: dict[str, Any] = {"template": path.stem, "offscreen": open_template(editor, path)}
@@ -108,8 +139,11 @@ def measure(install: Install, work: Path, chromium: str, renderer: str, only: in
                     if thumbnails:
                         page.wait_for_timeout(1500)
                         keep(page.screenshot(clip=MIDDLE), path.with_suffix(".jpg"))
+                        keep_widgets(editor, WIDGETS.get(path.stem[0], {}))
                 except AssertionError as error:
                     row["error"] = str(error)[:500]
+            elif thumbnails:
+                keep(page.screenshot(clip=MIDDLE), path.with_suffix(".jpg"))
             rows.append(row)
     run = [row for row in rows if row["template"] != DEMO_WORKFLOW.stem]
     return {

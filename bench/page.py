@@ -36,7 +36,7 @@ from playwright.sync_api import sync_playwright
 
 from launcher.errors import LauncherError
 from launcher.inside import comfyui
-from launcher.paths import DEMO_WORKFLOW, PACK_NAME, venv_python
+from launcher.paths import PACK_NAME, ROOT, venv_python
 from launcher.server import ComfyServer, Install, running
 from tests.browser.conftest import ARGS, SETTINGS, SIZE, Editor
 
@@ -130,7 +130,7 @@ def workflow_with_pictures(folder: Path, size: int) -> tuple[dict[str, Any], int
             name = f"page_{side}_{i}.png"
             Image.fromarray(picture).save(folder / name, compress_level=1)
             names[side].append({"filename": name, "subfolder": "", "type": "output"})
-    workflow = json.loads(DEMO_WORKFLOW.read_text(encoding="utf-8"))
+    workflow = json.loads((ROOT / "example_workflows" / "6 Together with a LoRA.json").read_text(encoding="utf-8"))
     node = next(n for n in workflow["nodes"] if n["type"] == "UniForgetCompare")
     node["properties"]["uniforget_compare"] = names
     return workflow, node["id"]

@@ -16,6 +16,7 @@ from ..uniforget.mask import files, subspacefile
 from .inputs import CATEGORY, MaskType, search, show, valid, valid_aside
 
 FOLDER = "uniforget"
+SHIPPED = Path(__file__).parent.parent / "masks"  # of the demo model, for the example workflows
 EXTENSION = ".safetensors"
 NO_MASKS = "(no masks yet: use Save Memorization Mask)"
 _PART = re.compile(r"[^\x00-\x1f<>:\"/\\|?*]+")
@@ -23,10 +24,10 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 
 
 def register_folder():
-    """Tell ComfyUI about models/uniforget/. Folders that extra_model_paths.yaml added stay, and stay first."""
+    """Tell ComfyUI about models/uniforget/, and last about what ships. Folders that extra_model_paths.yaml added stay, and stay first."""
     paths, extensions = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
     default = os.path.join(folder_paths.models_dir, FOLDER)
-    paths = [*paths, *([] if default in paths else [default])]
+    paths = [*paths, *(folder for folder in (default, str(SHIPPED)) if folder not in paths)]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, {*extensions, *files.ENDINGS})
 
 

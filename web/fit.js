@@ -47,13 +47,15 @@ async function settle(graph, wanted) {
   let seen = layout()
   for (let still = 0, passed = 0; still < STILL && passed < PATIENCE; passed += STEP) {
     await wait(STEP)
-    if (hands || app.graph !== graph) return
+    if (app.graph !== graph) return
+    if (hands) break
     const now = layout()
     still = now === seen ? still + STEP : 0
     seen = now
   }
   putBack(wanted)
-  fit()
+  if (!hands) fit()
+  graph.uniforgetFitted = true
 }
 
 app.registerExtension({
@@ -61,6 +63,7 @@ app.registerExtension({
   afterConfigureGraph() {
     const { graph } = app
     if (!graph?.extra?.[MARK]) return
+    graph.uniforgetFitted = false
     delete graph.extra[MARK] // a copy that somebody saves opens as they left it
     void settle(graph, places())
   }

@@ -10,7 +10,7 @@ from launcher.paths import DEMO_WORKFLOW
 QUICK = {
     "UniForgetLearn": {"steps": 2, "batch": 2, "sampling_steps": 2, "prompts": "soft cat on blue\nphoto of coffee"},
     "UniForgetDemoScore": {"seeds": 1, "captions": 7, "neutral": 4},
-    "KSampler": {"steps": 4},
+    "UniForgetPreview": {"steps": 4},
 }
 
 
@@ -22,7 +22,7 @@ def workflow():
 
 
 def test_the_demo_workflow_runs_in_the_page(editor, workflow):
-    editor.load(workflow)
+    editor.load(workflow, next(n["id"] for n in workflow["nodes"] if n["type"] == "UniForgetPreview"))
     missing = editor.page.evaluate(
         "app.graph.nodes.filter((n) => n.has_errors || !LiteGraph.registered_node_types[n.type]).map((n) => n.type)"
     )
@@ -40,7 +40,7 @@ def test_the_demo_workflow_runs_in_the_page(editor, workflow):
         QUICK,
     )
     entry = editor.run()
-    for node in [n["id"] for n in workflow["nodes"] if n["type"] == "UniForgetCompare"]:
+    for node in [n["id"] for n in workflow["nodes"] if n["type"] == "UniForgetPreview"]:
         assert entry["outputs"][str(node)]["comparison"]
         editor.show(node)
         widget = editor.compare(node)

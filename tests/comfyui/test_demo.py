@@ -13,7 +13,7 @@ from launcher.verdict import SCORE_KEY, check_figures
 QUICK = {
     "UniForgetLearn": {"steps": 3, "batch": 4, "sampling_steps": 2, "prompts": "soft cat on blue\nphoto of coffee"},
     "UniForgetDemoScore": {"seeds": 1, "captions": 7, "neutral": 4},
-    "KSampler": {"steps": 2},
+    "UniForgetPreview": {"steps": 2},
 }
 
 
@@ -36,7 +36,7 @@ def test_the_demo_workflow_runs_through_the_api(client, prompt):
     entry = client.run(prompt)
     figures = check_figures(entry["outputs"][only(prompt, "UniForgetDemoScore")][SCORE_KEY][0])
     assert figures["copies_before"] > 0.9 and figures["seeds"] == 1
-    compares = [i for i, node in prompt.items() if node["class_type"] == "UniForgetCompare"]
+    compares = [i for i, node in prompt.items() if node["class_type"] == "UniForgetPreview"]
     assert len(compares) == 2
     for i in compares:
         shown = entry["outputs"][i]
