@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-GONE, RECOGNIZABLE = 0.36, 0.52
+GONE, RECOGNIZABLE = 0.34, 0.54
 OTHERS = 10
 WORDS = ("gone", "traces", "recognizable")
 SIDE = 96
@@ -56,7 +56,7 @@ def sentence(values: Sequence[float]) -> str:
 
 
 def likeness(pictures: Any, originals: Any) -> list[float]:
-    """The structural likeness of each picture to its original: 1 is the same, about 0.3 is usual for two that have nothing in common.
+    """The structural likeness of each picture to its original: 1 is the same, about 0.2 is usual for two that have nothing in common.
 
     Args:
         pictures: (n, height, width, 1, 3 or 4 channels) floats in [0, 1], as ComfyUI has them.
