@@ -79,19 +79,19 @@ def play(t: Template) -> None:
         "3. Look at the grid: from which strength on is it gone? Click a picture to use its strength, or press **Find my strength**.\n"
         "4. The **Mask Map** shows where the mask bites. Click on blocks to leave them alone, and run again.\n\n"
         f"Another prompt that nobody learned by heart: *{DEMO.everyday}*. It should stay as it is.\n\n" + EXCHANGE,
-        700,
+        520,
     )
     t.column("The model and its mask", 320)
     model, loaded = t.model(), t.mask()
-    mask = (t.add("UniForgetMaskMap", 460, mask=loaded), 0)
+    mask = (t.add("UniForgetMaskMap", 440, mask=loaded), 0)
     latent = t.latent()
     t.column("Before and after", 420)
     positive, negative = t.say(model, DEMO.known, "What to draw"), t.unwanted(model)
     given: dict[str, Any] = {"model": (model, 0), "mask": mask, "latent_image": latent, "vae": (model, 2)}
-    t.add("UniForgetPreview", 790, SAMPLING, positive=positive, negative=negative, **given)
-    t.column("How much is enough?", 560)
+    t.add("UniForgetPreview", 770, SAMPLING, positive=positive, negative=negative, **given)
+    t.column("How much is enough?", 480)
     rows = {"prompts": DEMO.known, "everyday": DEMO.everyday}
-    t.add("UniForgetSweep", 1120, {**SAMPLING, **rows, "strengths": "0, 0.5, 0.75, 1"}, clip=(model, 1), **given)
+    t.add("UniForgetSweep", 1100, {**SAMPLING, **rows, "strengths": "0, 0.5, 0.75, 1"}, clip=(model, 1), **given)
 
 
 def learn(t: Template) -> None:

@@ -8,7 +8,7 @@ const STILL = 600 // ms without a change: the page has laid out everything
 const PATIENCE = 8000
 const STEP = 100
 // Pixels of the window that the page's bars cover.
-const EDGE = { left: 70, top: 100, right: 20, bottom: 70 }
+const EDGE = { left: 70, top: 135, right: 20, bottom: 50 }
 
 const wait = (time) => new Promise((done) => setTimeout(done, time))
 const places = () => new Map(app.graph.nodes.map((node) => [node, [...node.pos]]))
