@@ -159,7 +159,7 @@ def seeds(t: Template) -> None:
     positive, negative, latent = t.say(model, DEMO.known, "What to draw"), t.unwanted(model), t.latent()
     t.column("Seeds before and after", 560)
     given: dict[str, Any] = {"positive": positive, "negative": negative, "latent_image": latent, "vae": (model, 2)}
-    t.add("UniForgetVariety", 860, SAMPLING, model=(model, 0), mask=mask, **given)
+    t.add("UniForgetVariety", 900, SAMPLING, model=(model, 0), mask=mask, **given)
 
 
 def own_picture(t: Template) -> None:

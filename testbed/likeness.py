@@ -7,7 +7,7 @@ import torch
 try:  # in ComfyUI the engine is a part of the pack
     from ..uniforget.checks.likeness import correlation, ms_ssim
 except ImportError:
-    from uniforget.checks.likeness import correlation, ms_ssim
+    from uniforget.checks.likeness import correlation, ms_ssim  # type: ignore[no-redef]
 
 __all__ = ["correlation", "difference", "ms_ssim", "planes"]
 
