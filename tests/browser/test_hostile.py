@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from testbed import model as tb
 from uniforget.mask import file as maskfile
@@ -54,9 +56,19 @@ def names(client, server):
     model = Path(client.get("/internal/folder_paths")["checkpoints"][0], f"{SCRIPT}.safetensors")
     model.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(tb.WEIGHTS, model)
+    # A LoRA of the same name for it.
+    lora = Path(client.get("/internal/folder_paths")["loras"][0], model.name)
+    key, generator = "lora_unet_" + FC2.replace(".", "_"), torch.Generator().manual_seed(0)
+    with safe_open(tb.WEIGHTS, "pt") as file:
+        rows, columns = file.get_slice(next(n for n in file.keys() if n.endswith(f"{FC2}.weight"))).get_shape()  # noqa: SIM118
+    pair = {
+        "lora_up.weight": torch.rand(rows, 4, generator=generator),
+        "lora_down.weight": torch.rand(4, columns, generator=generator),
+    }
+    save_file({f"{key}.{name}": value for name, value in pair.items()}, lora, {"ss_output_name": HOSTILE})
     yield folder.name, model.name
     shutil.rmtree(folder)
-    model.unlink()
+    model.unlink(), lora.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +118,18 @@ def prompt(graph, names):
         "24": graph("PreviewAny", source=["9", 0]),
         "25": graph("PreviewAny", source=["11", 0]),
         "26": graph("PreviewAny", source=["14", 0]),
+        "27": graph("UniForgetGuard", **m, **clip, **small, neutral=16, sampling_steps=1),
+        "28": graph("PreviewAny", source=["27", 0]),
+        "29": graph("EmptyImage", **small, batch_size=1, color=255),
+        "30": graph(
+            "UniForgetAttackCheck", **m, **clip, **vae, **small, picture=picture, control=["29", 0], mask=["2", 0], steps=1, tries=1, sampling_steps=1
+        ),
+        "31": graph("UniForgetCleanLora", lora_name=model, model_name=f"checkpoints/{model}", filename_prefix=masks),
+        "32": graph("UniForgetFind", **m, **clip, **small, pool=KNOWN, sampling_steps=1),
+        "33": graph(
+            "UniForgetVariety",
+            **m, **vae, **latent, mask=["2", 0], positive=["10", 0], seeds=2, **drawing, filename_prefix=masks,
+        ),
     }  # fmt: skip
 
 
@@ -169,12 +193,17 @@ def test_such_text_would_run_and_would_be_found(editor, prompt):
         editor.page.evaluate("document.querySelector('#ufControl').remove()")
 
 
+def test_every_node_is_among_these(prompt, refused, object_info):
+    tried = {node["class_type"] for part in (prompt, *(graph for _, graph in refused)) for node in part.values()}
+    assert {name for name in object_info if name.startswith("UniForget")} <= tried
+
+
 def test_no_node_runs_a_strangers_text(editor, prompt, client):
     client.request("/free", {"free_memory": True, "unload_models": True})  # what is remembered shows nothing
     load(editor, prompt)
     assert len(editor.page.evaluate("app.graph.nodes.map((n) => n.id)")) == len(prompt)
     entry = editor.run()
-    missing = set(prompt) - {"1", "10", "12", "13"} - set(entry["outputs"])
+    missing = set(prompt) - {"1", "10", "12", "13", "29"} - set(entry["outputs"])
     assert not missing, f"nodes that have shown nothing: {missing}"
     assert ran(editor) == []
     # It was shown, as text.

@@ -39,6 +39,8 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 CHUNK = 32 << 20
+# What the system says when it cannot copy between two files by itself.
+_BY_HAND = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 # Pieces that are computed before they are needed.
 AHEAD = 3
 
@@ -207,11 +209,7 @@ def chunks(entry: Entry) -> Iterator[tuple[int, int, int]]:
 
 
 def dtype(entry: Entry) -> torch.dtype:
-    """What a tensor's numbers are.
-
-    Raises:
-        ModelFileError: none that can be computed with.
-    """
+    """What a tensor's numbers are; a ModelFileError if none that can be computed with."""
     if entry.dtype not in DTYPES:
         raise ModelFileError(
             f"{entry.name:.200}: expected numbers of one of {', '.join(DTYPES)}; found {entry.dtype}. Use the fp16, bf16 or fp8 version of this model."
@@ -292,13 +290,7 @@ def _copy(source: FileIO, target: FileIO, start: int, end: int, report: Callable
             if not count:
                 raise OSError(errno.EIO, "the model's file became shorter while it was read")
         except (AttributeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in (
-                errno.EXDEV,
-                errno.ENOSYS,
-                errno.EINVAL,
-                errno.EOPNOTSUPP,
-                errno.EPERM,
-            ):
+            if isinstance(error, OSError) and error.errno not in _BY_HAND:
                 raise
             _write(target, _read(source, at, at + count))
         at += count
