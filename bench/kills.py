@@ -45,8 +45,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 PREFIX = "model.diffusion_model."
 LONGEST = 600  # seconds that a run may take on a busy machine
-# How many kills each command gets, and how many in a row.
-COMMANDS = {"learn": 14, "recover": 12, "apply": 14, "compact": 12, "folder": 16, "lora": 8}
+# How many kills each command gets (about a third come too late), and how many in a row.
+COMMANDS = {"learn": 18, "recover": 16, "apply": 20, "compact": 16, "folder": 22, "lora": 12}
 IN_A_ROW = 4
 _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
