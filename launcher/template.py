@@ -5,6 +5,7 @@ from typing import Any
 
 GAP, TOP, HEAD = 40, 60, 40
 NOTE_WIDTH = 380
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN")
 
 Link = tuple[int, int]
 
@@ -48,6 +49,8 @@ class Template:
             self.links.append([link, target, slot, ident, len(slots), given["type"]])
             given["links"].append(link)
             slots.append({"name": name, "type": given["type"], "link": link})
+            if given["type"] in WIDGETS:
+                slots[-1]["widget"] = {"name": name}
         outputs = [
             {"name": name, "type": type_, "links": [], "slot_index": i}
             for i, (name, type_) in enumerate(zip(spec["output_name"], spec["output"], strict=True))
@@ -87,7 +90,7 @@ def widgets(spec: dict[str, Any], values: dict[str, Any]) -> list[Any]:
         for name, (kind, *more) in spec["input"].get(group, {}).items():
             options = more[0] if more else {}
             choices = kind if isinstance(kind, list) else options.get("options")
-            if choices is None and kind not in ("INT", "FLOAT", "STRING", "BOOLEAN"):
+            if choices is None and kind not in WIDGETS:
                 continue
             if options.get("forceInput"):
                 continue

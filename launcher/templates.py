@@ -5,6 +5,7 @@ titles in ComfyUI's list. The last one is what ``run.py demo`` runs.
 """
 
 import argparse
+import functools
 import importlib
 import json
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ class Demo:
 DEMO = Demo()
 SAMPLING = {"steps": DEMO.steps, "cfg": DEMO.cfg, "sampler_name": "euler", "scheduler": "simple", "seed": 7}
 SIZE: dict[str, Any] = {"width": DEMO.side, "height": DEMO.side}
-LEARNING = {"preset": "strong", "batch": 24, "cfg": DEMO.cfg, **SIZE}
+LEARNING = {"preset": "medium", "steps": 200, "batch": 24, "cfg": DEMO.cfg, **SIZE}
+FINDING = {"sampling_steps": 4, "batch": 64, **SIZE}
 QUICK = {**LEARNING, "objective": "subspace", "sampling_steps": 4}  # seconds
 EXCHANGE = (
     "**With your own model:** put *Load Checkpoint* in place of *UniForget Demo Model* and *Empty Latent Image* in place of its latent, "
@@ -51,8 +53,9 @@ class Template(template.Template):
     def mask(self) -> Link:
         return self.add("UniForgetLoadMask", 190, {"mask_name": MASK.name}), 0
 
-    def learn(self, model: int, **values: Any) -> Link:
-        return self.add("UniForgetLearn", 520, values, model=(model, 0), clip=(model, 1)), 0
+    def learn(self, model: int, found: int | None = None, **values: Any) -> Link:
+        prompts = {} if found is None else {"prompts": (found, 0)}
+        return self.add("UniForgetLearn", 520, values, model=(model, 0), clip=(model, 1), **prompts), 0
 
     def latent(self, count: int = 1) -> Link:
         return self.add(DEMO.latent, 150, {**SIZE, "batch_size": count}), 0
@@ -265,20 +268,23 @@ def client(t: Template) -> None:
 def whole(t: Template) -> None:
     t.note(
         "Forget what was memorized",
-        "1. Press **Run**. Learning takes a few minutes on a CPU.\n"
+        "1. Press **Run**. Finding and learning take some minutes on a CPU.\n"
         "2. Drag the sliders. The model knows one picture of this pineapple and this rocket by heart; look whether it draws another one now, "
         "and whether the everyday picture is still right.\n"
         "3. *Demo Score* counts it for all captions. With the presets as they are, many copies stay: the figures say how many.\n"
         "4. Move **strength** on *Apply Memorization Mask* and run again: it is counted anew, and nothing is learned a second time.\n\n"
-        "No node was told what to forget: the mask comes from neutral prompts only.",
-        460,
+        "No node was told what to forget: *Find Memorized Prompts* looks through 330 captions, of which it does not know that 33 are memorized, and "
+        "finds other words to answer those by. Without it, *Learn* takes neutral prompts only, as in the paper: weaker on this model.",
+        500,
     )
-    t.column("1. Learn, once", 340)
+    t.column("1. Find what it knows by heart", 340)
     model = t.model()
-    mask = t.learn(model, **LEARNING)
-    t.add("PreviewImage", 220, title="How learning went", images=(mask[0], 1))
+    found = t.add("UniForgetFind", 520, FINDING | {"pool": "\n".join(pool())}, model=(model, 0), clip=(model, 1))
     latent = t.latent(4)
-    t.column("2. Keep it, apply it, count copies", 460)
+    t.column("2. Learn, once", 340)
+    mask = t.learn(model, found, **LEARNING)
+    t.add("PreviewImage", 220, title="How learning went", images=(mask[0], 1))
+    t.column("3. Keep it, apply it, count copies", 460)
     t.add("UniForgetSaveMask", 220, {"filename_prefix": "demo_mask"}, mask=mask)
     forgotten = t.add("UniForgetApply", 250, model=(model, 0), mask=mask)
     sides: dict[str, Any] = {"original": (model, 0), "forgotten": (forgotten, 0)}
@@ -287,8 +293,8 @@ def whole(t: Template) -> None:
     )
     given: dict[str, Any] = {"model": (model, 0), "mask": mask, "vae": (model, 2), "latent_image": latent}
     for title, name, caption in (
-        ("3. A picture it knows by heart", "memorized", DEMO.known),
-        ("4. An everyday picture", "everyday", DEMO.everyday),
+        ("4. A picture it knows by heart", "memorized", DEMO.known),
+        ("5. An everyday picture", "everyday", DEMO.everyday),
     ):
         t.column(title, 420)
         positive, negative = t.say(model, caption, f"What to draw: {name}"), t.unwanted(model)
@@ -317,9 +323,15 @@ TEMPLATES = {
 }
 
 
+@functools.cache
+def pack() -> Any:
+    """The pack's nodes, inside ComfyUI."""
+    return inside.load(CACHE / "templates")
+
+
 def written() -> dict[str, str]:
     """The files as they should be, by title."""
-    loaded = inside.load(CACHE / "templates")
+    loaded = pack()
     import nodes  # ComfyUI's
 
     info = {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in loaded.all_nodes()}
@@ -338,13 +350,20 @@ def written() -> dict[str, str]:
     return found
 
 
+def pool() -> list[str]:
+    """The captions that the last example looks through."""
+    return importlib.import_module(f"{inside.PACK}.testbed.evaluate").pool()
+
+
 def learned() -> bytes:
     """The file of the mask that the examples load: learned on the demo model as it is now, with the settings of the last example. Takes minutes."""
-    loaded = inside.load(CACHE / "templates")
-    loaded.all_nodes()
+    pack().all_nodes()
     part = lambda name: importlib.import_module(f"{inside.PACK}.{name}")  # noqa: E731
     model, clip, _ = part("nodes.demo").DemoModel.execute().args
-    values = {param.name: param.default for param in part("uniforget.config").LEARN.values()} | LEARNING
+    config = part("uniforget.config")
+    finding = {param.name: param.default for param in config.FIND_IN.values()} | FINDING | {"pool": "\n".join(pool())}
+    found = part("nodes.find").FindMemorized.execute(model, clip, **finding).args[0]
+    values = {param.name: param.default for param in config.LEARN.values()} | LEARNING | {"prompts": found}
     mask = part("nodes.learn").LearnMask.execute(model, clip, **values).args[0]
     return part("uniforget.mask.file").dumps(mask)
 

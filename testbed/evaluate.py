@@ -56,11 +56,16 @@ def learning_prompts(count=400):
 
 
 def pool(share=0.1):
-    """Captions in which to look for memorized ones (scenes and photographs), which have this share; the others are free and not judged."""
+    """Captions in which to look for memorized ones (scenes and photographs), which have this share; the others are free and not judged.
+
+    None says where things are: with a plain background, such a caption says all there is to see, and draws one picture as memorized ones do.
+    """
     known = [item.caption for item in c.MEMORIZED if item.group in verdict.ANSWERABLE]
     judged = {*free_captions(False), *free_captions(True), *learning_prompts()}
     count = round(len(known) * (1 / share - 1))
-    free = [text for text in free_captions(False, count + 2 * len(judged), seed=2) if text not in judged][:count]
+    open_ = lambda text: not set(text.split()) & {"top", "bottom", "left", "right", "middle"}  # noqa: E731
+    free = [text for text in free_captions(False, 4 * count, seed=2) if text not in judged and open_(text)][:count]
+    assert len(free) == count
     return random.Random("pool").sample([*known, *free], len(known) + len(free))
 
 

@@ -122,7 +122,7 @@ class Objective(ABC):
 # Where student and teacher are asked different prompts, only the first half of the steps is compared, in which it is decided which picture
 # it will be; later on, both see it in the latents. Those steps are the shortest: with the weights of the others, by length, they
 # would count least.
-REDIRECTED = 10.0
+REDIRECTED = 4.0
 
 
 class Stepwise(Objective):
