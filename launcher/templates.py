@@ -54,7 +54,7 @@ class Template(template.Template):
         return self.add("UniForgetLoadMask", 190, {"mask_name": MASK.name}), 0
 
     def learn(self, model: int, found: int | None = None, **values: Any) -> Link:
-        prompts = {} if found is None else {"prompts": (found, 0)}
+        prompts: dict[str, Any] = {} if found is None else {"prompts": (found, 0)}
         return self.add("UniForgetLearn", 520, values, model=(model, 0), clip=(model, 1), **prompts), 0
 
     def latent(self, count: int = 1) -> Link:
@@ -66,7 +66,7 @@ class Template(template.Template):
     def unwanted(self, model: int) -> Link:
         return self.say(model, "", "Not wanted (empty)")
 
-    def sample(self, model: Link, **given: Link) -> Link:
+    def sample(self, model: Link, **given: Any) -> Link:
         """A picture, with stock nodes."""
         vae = given.pop("vae")
         drawn = self.add("KSampler", 330, SAMPLING, model=model, **given)
