@@ -297,7 +297,7 @@ def control(name: str, preset: str = "strong", scale: float = 1.0, seed: int = 0
 
 def quick() -> list[Row]:
     """A look in some minutes."""
-    return [original("a"), gates("strong", attack="a"), self_found("weak"), control("random"), control("Fisher")]
+    return [original("a"), gates("strong", attack="a"), self_found("medium", attack="a"), control("random"), control("Fisher")]
 
 
 def smallest() -> list[Row]:
@@ -308,7 +308,7 @@ def smallest() -> list[Row]:
 def full(testbed: str) -> list[Row]:
     """Everything, the most telling first."""
     rows = [original(), gates("strong", attack="anf"), both("strong", attack="anf"), subspace("strong", attack="a")]
-    rows += [self_found("weak", attack="an"), self_found("weak", RECOVER["rank"].default, attack="an")]
+    rows += [self_found("medium", attack="an"), self_found("medium", RECOVER["rank"].default, attack="an")]
     rows += [gates("medium", attack="a"), gates("weak", attack="a"), recovered("strong", attack="a")]
     rows += [control(name) for name in controls.NAMES]
     rows += [control(name, scale=s) for name in ("random", "Fisher") for s in (0.5, 0.75)]

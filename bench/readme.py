@@ -35,7 +35,7 @@ def text(demo: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         "",
         f"Learning took {demo['learn_seconds']:.0f} s on two CPU cores and switched off {percent(demo['off_share'])} of what can be switched off in this tiny model.",
     ]
-    attacked = next((r for r in rows if r["method"] == "gates" and r["preset"] == "strong" and "after_attack" in r), None)
+    attacked = next((r for r in rows if r["method"] == "gates" and r["self_found"] and "after_attack" in r), None)
     if attacked:
         lines.append(
             f"Somebody who optimizes a text embedding against the mask for 50 steps brings {percent(attacked['after_attack'])} of the copies back "
