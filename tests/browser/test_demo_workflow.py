@@ -8,6 +8,7 @@ from launcher.paths import DEMO_WORKFLOW
 
 # widget values that make it quick, by node type; the editor still sends the whole workflow
 QUICK = {
+    "UniForgetFind": {"sampling_steps": 1, "pool": "soft cat on blue"},
     "UniForgetLearn": {"steps": 2, "batch": 2, "sampling_steps": 2, "prompts": "soft cat on blue\nphoto of coffee"},
     "UniForgetDemoScore": {"seeds": 1, "captions": 7, "neutral": 4},
     "UniForgetPreview": {"steps": 4},

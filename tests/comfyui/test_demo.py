@@ -11,6 +11,7 @@ from launcher.paths import DEMO_WORKFLOW
 from launcher.verdict import SCORE_KEY, check_figures
 
 QUICK = {
+    "UniForgetFind": {"sampling_steps": 1, "pool": "soft cat on blue"},
     "UniForgetLearn": {"steps": 3, "batch": 4, "sampling_steps": 2, "prompts": "soft cat on blue\nphoto of coffee"},
     "UniForgetDemoScore": {"seeds": 1, "captions": 7, "neutral": 4},
     "UniForgetPreview": {"steps": 2},
