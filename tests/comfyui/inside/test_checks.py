@@ -1,6 +1,7 @@
 """Own-Picture Check and Prompt Check on the demo model, whose training pictures are known."""
 
 import random
+import re
 
 import pytest
 import torch
@@ -73,7 +74,10 @@ def test_with_its_caption_a_memorized_picture_is_known_and_a_mask_shows_after(no
     out = check_pictures(nodes, demo, references(MEMORIZED[0]), caption=MEMORIZED[0], mask=demo.mask(share=0.5))
     [before, after] = rows(out.args[2])
     assert float(after["gain"]) < float(before["gain"]) / 2
-    assert out.args[1].startswith("Yes, the model knows this picture: it repairs it 9") and "After forgetting" in out.args[1]
+    assert (
+        re.match(r"Yes, the model knows this picture: it repairs it (9\d|100) %", out.args[1])
+        and "After forgetting" in out.args[1]
+    )
 
 
 def test_memorized_prompts_stand_out_with_one_seed(nodes, demo):
