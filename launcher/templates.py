@@ -55,7 +55,7 @@ class Template(template.Template):
 
     def learn(self, model: int, found: int | None = None, **values: Any) -> Link:
         prompts: dict[str, Any] = {} if found is None else {"prompts": (found, 0)}
-        return self.add("UniForgetLearn", 680, values, model=(model, 0), clip=(model, 1), **prompts), 0
+        return self.add("UniForgetLearn", 780, values, model=(model, 0), clip=(model, 1), **prompts), 0
 
     def latent(self, count: int = 1) -> Link:
         return self.add(DEMO.latent, 150, {**SIZE, "batch_size": count}), 0
