@@ -253,10 +253,10 @@ def found_in(bed: Bed) -> list[str]:
     """Neutral prompts, and the memorized ones that the original itself finds in a pool, with answers; how well it finds them is kept."""
 
     def look() -> list[str]:
-        pool, neutral = evaluate.pool(), bed.prompts[:128]
+        pool = evaluate.pool()
         ask = lambda texts, run: run(bed.model(prompts=texts))  # noqa: E731
         with drawing():
-            found = find(ask, pool, neutral, Settings(batch=64))
+            found = find(ask, pool, bed.prompts, Settings(batch=64))
         known = {item.caption for item in concepts.MEMORIZED}
         said = [one.prompt in known for one in found if one.memorized]
         hidden = sum(text in known for text in pool)

@@ -33,7 +33,7 @@ def text(demo: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"| of things and colours that learning saw | {percent(demo['neutral_before'])} | {percent(demo['neutral_after'])} |",
         f"| of others | {percent(demo['heldout_before'])} | {percent(demo['heldout_after'])} |",
         "",
-        f"Learning took {demo['learn_seconds']:.0f} s on two CPU cores and switched off {percent(demo['off_share'])} of what can be switched off in this tiny model.",
+        f"Learning took {demo['learn_seconds']:.0f} s on a CPU and switched off {percent(demo['off_share'])} of what can be switched off in this tiny model.",
     ]
     attacked = next((r for r in rows if r["method"] == "gates" and r["self_found"] and "after_attack" in r), None)
     if attacked:

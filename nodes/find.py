@@ -16,7 +16,6 @@ from ..uniforget.prompts import parse_prompts, to_jsonl
 from .inputs import CATEGORY, search, show, to_input
 from .learn import read_prompts
 
-MOST_NEUTRAL = 128  # that the list is compared with
 MOST_SHOWN = 12
 
 
@@ -63,7 +62,7 @@ class FindMemorized(io.ComfyNode):
         def ask(texts, run):
             return loaded(model, [], prepare(model, clip, texts, settings, folder), settings.batch, run)
 
-        found = find(ask, pool, neutral[:MOST_NEUTRAL], settings, lambda state: bar.update_absolute(state.step, state.steps))
+        found = find(ask, pool, neutral, settings, lambda state: bar.update_absolute(state.step, state.steps))
         known = [one.prompt for one in found if one.memorized]
         more = [f"and {len(known) - MOST_SHOWN} more"] if len(known) > MOST_SHOWN else []
         text = "\n".join([f"{summary(found)}.", *known[:MOST_SHOWN], *more])

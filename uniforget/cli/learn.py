@@ -28,7 +28,6 @@ from ..prompts import neutral_prompts, prompts_hash, read_prompts, to_jsonl
 
 LARGEST_SETTINGS = 1 << 20
 FOUND = b"# Found by UniForget: prompts, and what to answer memorized ones like"
-MOST_NEUTRAL = 128  # that a list of prompts is compared with
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -246,7 +245,7 @@ def find_run(host: Host, pool: Path, output: Path, overwrite: bool, values: dict
         task = bar.add_task("asking the model")
         report = lambda state: bar.update(task, completed=state.step, total=state.steps, description=str(state))  # noqa: E731
         ask = lambda texts, run: run(host.load(texts, settings, KINDS, pipe=pipe))  # noqa: E731
-        found = find(ask, asked, neutral[:MOST_NEUTRAL], settings, report)
+        found = find(ask, asked, neutral, settings, report)
     atomic.replace(output, FOUND + b"\n" + to_jsonl(to_learn(found, neutral)).encode(), overwrite)
     known = [
         {"prompt": str(one.prompt), "agreement": one.agreement, "answers": len(one.prompt.answers)}

@@ -31,7 +31,7 @@ SURE = 0.95  # share of neutral prompts whose noises agree less than those of a 
 APART = 0.5  # ... and than a memorized picture and its prompt's answers
 REWORDINGS = 16  # tried of each memorized prompt
 SHARE = 1 / 3  # of what is learned from: memorized prompts with answers
-FEWEST = 20
+FEWEST, MOST = 20, 128  # neutral prompts that are compared with
 FILLERS = 30  # the most frequent words of a list: what a rewording adds
 Ask = Callable[[list[str], Callable[[Model], Any]], Any]
 
@@ -56,7 +56,7 @@ def find(
 
     Args:
         ask: ``ask(texts, run)`` is what `run` makes of the untouched model whose prompts are these texts.
-        neutral: at least ``FEWEST`` prompts that are certainly not memorized.
+        neutral: at least ``FEWEST`` prompts that are certainly not memorized; the first ``MOST`` are looked at.
         settings: batch and seed count; sampling steps and size of the pictures are the model's.
         report: told of every batch; may raise to cancel.
 
@@ -68,7 +68,7 @@ def find(
     """
     if len(neutral) < FEWEST:
         raise LearnError(f"Expected at least {FEWEST} neutral prompts to compare with; found {len(neutral)}.")
-    texts = [*pool, *neutral]
+    texts = [*pool, *neutral[:MOST]]
     drawn = ask(texts, lambda model: [finished(model, settings, len(texts), k, report) for k in range(NOISES)])
     pairs = [alike(a, b) for a, b in itertools.combinations(drawn, 2)]
     agree = torch.stack(pairs).mean(0)
@@ -159,7 +159,7 @@ def to_learn(found: Sequence[Found], neutral: Sequence[str]) -> list[str]:
 
 
 def lesson(prompts: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:
-    """What to encode, and which pairs of it to learn from (see :func:`.trajectories.pairs_of`): those with answers have a share of ``SHARE``.
+    """What to encode, and which pairs of it to learn from (see :func:`.model.pairs_of`): those with answers have a share of ``SHARE``.
 
     Args:
         prompts: those with answers are asked, and answered as their answers are; the others stay as they are.
@@ -167,7 +167,8 @@ def lesson(prompts: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:
     plain = [prompt for prompt in prompts if not getattr(prompt, "answers", ())]
     asked = [prompt for prompt in prompts if isinstance(prompt, Prompt) and prompt.answers]
     more = dict.fromkeys(text for prompt in asked for text in (prompt, *prompt.answers))
-    texts = [*plain, *(text for text in more if text not in set(plain))]
+    kept = set(plain)
+    texts = [*plain, *(text for text in more if text not in kept)]
     place = {text: i for i, text in enumerate(texts)}
     pairs = [(i, i) for i in range(len(plain))]
     each = max(1, round(len(plain) * SHARE / (1 - SHARE) / max(1, len(asked))))

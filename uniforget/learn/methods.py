@@ -17,10 +17,10 @@ from ..mask.info import MaskInfo
 from ..model.names import eager
 from ..prompts import prompts_hash
 from . import memory, resume
-from .model import Model, Progress, Result, Session, duration
+from .model import Model, Progress, Result, Session, duration, self_found
 from .optimize import out_of_memory
 from .resume import run_key
-from .trajectories import recorded_rows, self_found
+from .trajectories import recorded_rows
 
 
 def learn(model: Model, settings: Settings, info: MaskInfo, session: Session | None = None) -> Result:

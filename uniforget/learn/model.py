@@ -24,7 +24,7 @@ class Model(Protocol):
     Attributes:
         groups: for each prompt, and last for the negative one, a number; prompts of one group can share a forward pass (their
             encodings have the same shape). Batches are made of one group where that is possible.
-        pairs: may be missing; see :func:`.trajectories.pairs_of`.
+        pairs: may be missing; see :func:`pairs_of`.
     """
 
     sites: list[Site]
@@ -41,6 +41,16 @@ class Model(Protocol):
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor, which: list[int]) -> torch.Tensor:
         """Predicted clean latents of `x` (n, ...) at `sigma` (n,) for prompts `which`; -1 is the negative prompt."""
         ...
+
+
+def pairs_of(model: Model) -> Sequence[tuple[int, int]]:
+    """``(asked, answer)``: the prompts that student and teacher are asked. The same, unless the model has ``pairs`` of its own."""
+    return getattr(model, "pairs", None) or [(i, i) for i in range(model.prompts)]
+
+
+def self_found(model: Model) -> int:
+    """How many prompts are to be answered like others."""
+    return len({asked for asked, answer in pairs_of(model) if asked != answer})
 
 
 @dataclass

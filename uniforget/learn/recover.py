@@ -26,11 +26,11 @@ from ..mask.info import GateMask, MaskInfo
 from ..mask.subspace import SubspaceMask, effective, project
 from ..model.names import eager
 from . import resume
-from .model import Model, Progress, Session
+from .model import Model, Progress, Session, self_found
 from .objectives import Stepwise
 from .optimize import Optimizer, out_of_memory
 from .resume import run_key
-from .trajectories import record_teacher, self_found
+from .trajectories import record_teacher
 
 
 @dataclass(frozen=True)

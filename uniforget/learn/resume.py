@@ -23,8 +23,7 @@ from ..errors import LearnError
 from ..mask.info import MaskInfo
 from ..model.families.schema import KINDS
 from . import distributed, memory
-from .model import Model, Progress
-from .trajectories import pairs_of
+from .model import Model, Progress, pairs_of
 
 FORMAT = "uniforget learning 5"
 _CURVE = ("step", "steps", "reconstruction", "off_share", "soft", "hard")

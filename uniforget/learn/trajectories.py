@@ -14,7 +14,7 @@ import torch
 from .. import atomic
 from ..config import Settings
 from . import distributed, resume
-from .model import Clock, Model, Progress, euler
+from .model import Clock, Model, Progress, euler, pairs_of
 
 # Above this size the recording lives in a file that is mapped into memory.
 MAPPED_ABOVE = 1 << 30
@@ -40,16 +40,6 @@ class Step:
     positive: torch.Tensor
     negative: torch.Tensor | None
     progress: Progress
-
-
-def pairs_of(model: Model) -> Sequence[tuple[int, int]]:
-    """``(asked, answer)``: the prompts that student and teacher are asked. The same, unless the model has ``pairs`` of its own."""
-    return getattr(model, "pairs", None) or [(i, i) for i in range(model.prompts)]
-
-
-def self_found(model: Model) -> int:
-    """How many prompts are to be answered like others."""
-    return len({asked for asked, answer in pairs_of(model) if asked != answer})
 
 
 @torch.no_grad()
